@@ -1,0 +1,71 @@
+//! What handlers and commands are given: connections, clock, keys, the password gate, the settings.
+
+use std::sync::Arc;
+
+use sqlx::PgPool;
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::db;
+use crate::db::refresh_queue::RefreshQueue;
+use crate::domain::hasher::{Hasher, HasherMetrics};
+use crate::domain::tokens::TokenKeys;
+use crate::metrics::Metrics;
+
+/// The running service, without its sockets. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct App(Arc<Parts>);
+
+/// What an [`App`] is made of.
+#[derive(Debug)]
+pub struct Parts {
+    pub config: Config,
+    pub clock: Clock,
+    pub db: PgPool,
+    pub refresh_queue: RefreshQueue,
+    pub tokens: TokenKeys,
+    pub hasher: Hasher,
+    pub metrics: Metrics,
+}
+
+impl std::ops::Deref for App {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+impl App {
+    /// Puts the service together. Connects to nothing yet; must be called on a runtime.
+    ///
+    /// # Errors
+    /// When the system gives no threads for hashing.
+    pub fn new(config: Config, clock: Clock) -> std::io::Result<Self> {
+        let database = &config.database;
+        let db = db::pool(&database.options, database.max_connections);
+        let refresh_pool = db::refresh_pool(&database.options, config.refresh_connections);
+        Self::with_pools(config, clock, db, refresh_pool)
+    }
+
+    /// As [`App::new`], on pools that exist.
+    ///
+    /// # Errors
+    /// When the system gives no threads for hashing.
+    pub fn with_pools(config: Config, clock: Clock, db: PgPool, refresh_pool: PgPool) -> std::io::Result<Self> {
+        let metrics = Metrics::new();
+        let hasher = Hasher::start(
+            config.hasher,
+            HasherMetrics {
+                seconds: metrics.hash_seconds.clone(),
+                queue_depth: metrics.hash_queue_depth.clone(),
+                shed: metrics.hash_shed.clone(),
+                capacity_per_second: metrics.login_capacity.clone(),
+            },
+        )?;
+        let tokens =
+            TokenKeys::new(config.jwt_algorithm, &config.jwt_secret, &config.jwt_secret_previous, config.lifetimes);
+        let refresh_queue = RefreshQueue::start(refresh_pool, config.refresh_batch_size);
+        Ok(Self(Arc::new(Parts { config, clock, db, refresh_queue, tokens, hasher, metrics })))
+    }
+}

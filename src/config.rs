@@ -1,0 +1,624 @@
+//! Every setting, and the only reader of the environment.
+//!
+//! [`Settings`] is what is given, as text; [`Config`] is what it means. All of it is checked at once, and every problem
+//! is named. Each setting is an environment variable; most have a flag of the same name, secrets do not take one,
+//! because a command line can be read by every user of the machine.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use clap::Args;
+use ipnet::IpNet;
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::postgres::PgConnectOptions;
+
+use crate::domain::hasher::HasherSettings;
+use crate::domain::network::TrustedProxies;
+use crate::domain::password::Argon2Cost;
+use crate::domain::role::Role;
+use crate::domain::throttle::Limit;
+use crate::domain::tokens::{Lifetimes, TokenAlgorithm};
+
+/// Secrets everybody knows; refused in production.
+const KNOWN_SECRETS: [&str; 6] =
+    ["devsecret", "secret", "changeme", "change-me", "jwt-secret", "sample-secret-for-development-only"];
+const DEVELOPMENT_SECRET: &str = "devsecret";
+const MIN_SECRET_BYTES: usize = 32;
+
+/// Where the database is. The only settings that every command needs.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Database")]
+pub struct DatabaseSettings {
+    /// PostgreSQL, as postgres://user:password@host:port/name; SQLAlchemy's postgresql+psycopg:// is understood
+    #[arg(long, env, hide_env_values = true, value_name = "URL")]
+    postgres_dsn: Option<String>,
+    /// File that holds the value of `POSTGRES_DSN`
+    #[arg(long, env, value_name = "PATH")]
+    postgres_dsn_file: Option<PathBuf>,
+    /// Used where `POSTGRES_DSN` is not set
+    #[arg(long, env, hide_env_values = true, value_name = "URL")]
+    database_url: Option<String>,
+    /// Connections besides those of the refresh queue [default: 10]
+    #[arg(long, env, value_name = "COUNT")]
+    database_max_connections: Option<String>,
+}
+
+/// What hashing a password costs, for the commands that set one too.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Passwords")]
+#[expect(clippy::struct_field_names, reason = "each is named as its environment variable")]
+pub struct PasswordSettings {
+    /// Memory of one argon2id hash, in KiB [default: 7168]
+    #[arg(long, env, value_name = "KIB")]
+    password_argon2_memory_kib: Option<String>,
+    /// Passes of one argon2id hash [default: 5]
+    #[arg(long, env, value_name = "COUNT")]
+    password_argon2_passes: Option<String>,
+    /// Hashes computed at once [default: the number of cores]
+    #[arg(long, env, value_name = "COUNT")]
+    password_hash_concurrency: Option<String>,
+    /// Longest wait for a hash before the answer is 503 [default: 2000]
+    #[arg(long, env, value_name = "MS")]
+    password_hash_max_wait_ms: Option<String>,
+    /// Replace outdated hashes at login: on or off [default: on]
+    #[arg(long, env, value_name = "ON_OFF")]
+    password_rehash: Option<String>,
+}
+
+/// All settings of the service, as they are given.
+#[derive(Args, Clone, Debug)]
+pub struct Settings {
+    #[command(flatten)]
+    database: DatabaseSettings,
+
+    /// production or development; picks the defaults marked with both [default: production]
+    #[arg(long, env, value_name = "ENV", help_heading = "Service")]
+    app_env: Option<String>,
+    /// Address to listen on [default: 0.0.0.0:8000]
+    #[arg(long, env, value_name = "ADDR", help_heading = "Service")]
+    listen_addr: Option<String>,
+    /// json or pretty [default: json; development: pretty]
+    #[arg(long, env, value_name = "FORMAT", help_heading = "Service")]
+    log_format: Option<String>,
+    /// What to log, as level or target=level,... [default: info]
+    #[arg(long, env, value_name = "FILTER", help_heading = "Service")]
+    log_level: Option<String>,
+    /// Networks whose X-Forwarded-For is believed, as CIDRs [default: none]
+    #[arg(long, env, value_name = "CIDR,...", help_heading = "Service")]
+    trusted_proxies: Option<String>,
+    /// Origins that browsers may call from, or * [default: none, CORS is off]
+    #[arg(long, env, value_name = "ORIGIN,...", help_heading = "Service")]
+    cors_allowed_origins: Option<String>,
+    /// Time a request may take [default: 20]
+    #[arg(long, env, value_name = "SECONDS", help_heading = "Service")]
+    request_timeout_seconds: Option<String>,
+    /// Client connections at once [default: 10000]
+    #[arg(long, env, value_name = "COUNT", help_heading = "Service")]
+    max_connections: Option<String>,
+    /// Time for requests in flight after SIGTERM [default: 20]
+    #[arg(long, env, value_name = "SECONDS", help_heading = "Service")]
+    shutdown_grace_seconds: Option<String>,
+
+    /// Signs tokens; at least 32 bytes in production [default: none; development: devsecret]
+    #[arg(long, env, hide_env_values = true, value_name = "SECRET", help_heading = "Tokens")]
+    jwt_secret: Option<String>,
+    /// File that holds the value of `JWT_SECRET`
+    #[arg(long, env, value_name = "PATH", help_heading = "Tokens")]
+    jwt_secret_file: Option<PathBuf>,
+    /// Former secrets, whose tokens are still accepted
+    #[arg(long, env, hide_env_values = true, value_name = "SECRET,...", help_heading = "Tokens")]
+    jwt_secret_previous: Option<String>,
+    /// File that holds the value of `JWT_SECRET_PREVIOUS`
+    #[arg(long, env, value_name = "PATH", help_heading = "Tokens")]
+    jwt_secret_previous_file: Option<PathBuf>,
+    /// HS256, HS384 or HS512 [default: HS256]
+    #[arg(long, env, value_name = "ALGORITHM", help_heading = "Tokens")]
+    jwt_algorithm: Option<String>,
+    /// How long after its expiry a token is still accepted [default: 0]
+    #[arg(long, env, value_name = "SECONDS", help_heading = "Tokens")]
+    jwt_leeway_seconds: Option<String>,
+    /// Lifetime of an access token [default: 900]
+    #[arg(long, env, value_name = "SECONDS", help_heading = "Tokens")]
+    access_token_expires_seconds: Option<String>,
+    /// Lifetime of a refresh token [default: 30]
+    #[arg(long, env, value_name = "DAYS", help_heading = "Tokens")]
+    refresh_token_expires_days: Option<String>,
+    /// How long a used refresh token passes for its owner's own retry [default: 10]
+    #[arg(long, env, value_name = "SECONDS", help_heading = "Tokens")]
+    refresh_grace_seconds: Option<String>,
+    /// What such a retry gets: reject (401) or replay (the same successor again) [default: reject]
+    #[arg(long, env, value_name = "ANSWER", help_heading = "Tokens")]
+    refresh_grace_answer: Option<String>,
+    /// Refreshes committed together at most; 1 turns batching off [default: 128]
+    #[arg(long, env, value_name = "COUNT", help_heading = "Tokens")]
+    refresh_batch_size: Option<String>,
+    /// Connections of the refresh queue [default: 2]
+    #[arg(long, env, value_name = "COUNT", help_heading = "Tokens")]
+    refresh_connections: Option<String>,
+
+    #[command(flatten)]
+    password: PasswordSettings,
+
+    /// Limit failed logins and registrations: on or off [default: on]
+    #[arg(long, env, value_name = "ON_OFF", help_heading = "Access")]
+    throttle: Option<String>,
+    /// Roles anyone may register with [default: customer; development: customer,admin]
+    #[arg(long, env, value_name = "ROLE,...", help_heading = "Access")]
+    register_open_roles: Option<String>,
+    /// Who may list users: admin or public [default: admin; development: public]
+    #[arg(long, env, value_name = "WHO", help_heading = "Access")]
+    users_list_access: Option<String>,
+    /// How long ended sessions are remembered [default: 30]
+    #[arg(long, env, value_name = "DAYS", help_heading = "Access")]
+    session_history_days: Option<String>,
+    /// Time between clean-ups, give or take a fifth; 0 turns them off [default: 300]
+    #[arg(long, env, value_name = "SECONDS", help_heading = "Access")]
+    cleanup_interval_seconds: Option<String>,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line, for machines.
+    Json,
+    /// For people.
+    Pretty,
+}
+
+/// Where the database is.
+#[derive(Clone, Debug)]
+pub struct Database {
+    pub options: PgConnectOptions,
+    pub max_connections: u32,
+}
+
+/// What a retry with a just used token gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GraceAnswer {
+    Reject,
+    Replay,
+}
+
+/// Who may list the users.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UsersListAccess {
+    Admin,
+    Public,
+}
+
+/// The throttle's limits.
+#[derive(Clone, Copy, Debug)]
+pub struct Throttle {
+    /// Failed logins for one account from one network.
+    pub login_account: Limit,
+    /// Failed logins from one network. Wide, because a whole company or mobile carrier may share an address.
+    pub login_network: Limit,
+    /// Registrations from one network.
+    pub register_network: Limit,
+}
+
+const THROTTLE: Throttle = Throttle {
+    login_account: Limit { burst: 20, interval: TimeDelta::seconds(60) },
+    login_network: Limit { burst: 1000, interval: TimeDelta::seconds(2) },
+    register_network: Limit { burst: 500, interval: TimeDelta::seconds(10) },
+};
+
+/// Origins that browsers may call from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CorsOrigins {
+    Any,
+    List(Vec<String>),
+}
+
+/// The effective settings.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub development: bool,
+    pub listen_addr: SocketAddr,
+    pub log_format: LogFormat,
+    pub log_level: String,
+    pub trusted_proxies: TrustedProxies,
+    pub cors_allowed_origins: Option<CorsOrigins>,
+    pub request_timeout: Duration,
+    pub max_connections: usize,
+    pub shutdown_grace: Duration,
+    pub database: Database,
+    pub jwt_secret: SecretString,
+    pub jwt_secret_previous: Vec<SecretString>,
+    pub jwt_algorithm: TokenAlgorithm,
+    pub lifetimes: Lifetimes,
+    pub refresh_grace: TimeDelta,
+    pub refresh_grace_answer: GraceAnswer,
+    pub refresh_batch_size: usize,
+    pub refresh_connections: u32,
+    pub hasher: HasherSettings,
+    pub throttle: Option<Throttle>,
+    pub register_open_roles: Vec<Role>,
+    pub users_list_access: UsersListAccess,
+    pub session_history: TimeDelta,
+    pub cleanup_interval: Option<Duration>,
+}
+
+/// Everything that is wrong with the settings, a sentence each.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct ConfigError(pub Vec<String>);
+
+/// Gathers problems while the settings are read.
+#[derive(Default)]
+struct Problems(Vec<String>);
+
+impl Problems {
+    fn add(&mut self, problem: impl Into<String>) {
+        self.0.push(problem.into());
+    }
+
+    fn none_or<T>(self, value: Option<T>) -> Result<T, ConfigError> {
+        match value {
+            Some(value) if self.0.is_empty() => Ok(value),
+            _ => Err(ConfigError(self.0)),
+        }
+    }
+
+    /// A whole number within bounds.
+    fn number<T>(&mut self, name: &str, given: Option<&String>, default: T, bounds: std::ops::RangeInclusive<T>) -> T
+    where
+        T: FromStr + PartialOrd + std::fmt::Display + Copy,
+    {
+        let Some(text) = set(given) else { return default };
+        match text.parse() {
+            Ok(number) if bounds.contains(&number) => number,
+            _ => {
+                self.add(format!(
+                    "{name} must be a whole number from {} to {}, not '{text}'",
+                    bounds.start(),
+                    bounds.end()
+                ));
+                default
+            }
+        }
+    }
+
+    /// One of a few words.
+    fn word<T: Copy>(&mut self, name: &str, given: Option<&String>, default: T, words: &[(&str, T)]) -> T {
+        let Some(text) = set(given) else { return default };
+        if let Some((_, value)) = words.iter().find(|(word, _)| word.eq_ignore_ascii_case(text)) {
+            return *value;
+        }
+        let known: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+        self.add(format!("{name} must be {}, not '{text}'", known.join(" or ")));
+        default
+    }
+
+    /// A list, of which every entry must parse.
+    fn list<T>(&mut self, name: &str, given: Option<&String>, parse: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
+        let mut values = Vec::new();
+        for entry in set(given).into_iter().flat_map(|text| text.split(',')).map(str::trim) {
+            match parse(entry) {
+                Ok(value) => values.push(value),
+                Err(problem) => self.add(format!("{name}: '{entry}' {problem}")),
+            }
+        }
+        values
+    }
+
+    /// A secret, from its variable or from the file that another variable names.
+    fn secret(&mut self, name: &str, given: Option<&String>, file: Option<&PathBuf>) -> Option<SecretString> {
+        let given = set(given);
+        let Some(file) = file.filter(|path| !path.as_os_str().is_empty()) else {
+            return given.map(SecretString::from);
+        };
+        if given.is_some() {
+            self.add(format!("{name} and {name}_FILE are both set; set one"));
+        }
+        match std::fs::read_to_string(file) {
+            Ok(text) if !text.trim_end().is_empty() => Some(text.trim_end().into()),
+            Ok(_) => {
+                self.add(format!("{name}_FILE: {} is empty", file.display()));
+                None
+            }
+            Err(error) => {
+                self.add(format!("{name}_FILE: {}: {error}", file.display()));
+                None
+            }
+        }
+    }
+}
+
+/// An empty variable counts as unset: compose files pass them on that way.
+fn set(given: Option<&String>) -> Option<&str> {
+    given.map(String::as_str).filter(|text| !text.is_empty())
+}
+
+const ON_OFF: [(&str, bool); 2] = [("on", true), ("off", false)];
+
+impl DatabaseSettings {
+    /// Where the database is, or everything that is wrong with the settings that say so.
+    pub fn resolve(&self) -> Result<Database, ConfigError> {
+        let mut problems = Problems::default();
+        let database = self.read(&mut problems);
+        problems.none_or(database)
+    }
+
+    fn read(&self, problems: &mut Problems) -> Option<Database> {
+        let max_connections =
+            problems.number("DATABASE_MAX_CONNECTIONS", self.database_max_connections.as_ref(), 10, 1..=1000);
+        let dsn = problems.secret("POSTGRES_DSN", self.postgres_dsn.as_ref(), self.postgres_dsn_file.as_ref());
+        let (name, dsn) = match (dsn, set(self.database_url.as_ref())) {
+            (Some(dsn), _) => ("POSTGRES_DSN", dsn),
+            (None, Some(url)) => ("DATABASE_URL", url.into()),
+            (None, None) => {
+                problems
+                    .add("POSTGRES_DSN is not set: say where the database is, as postgres://user:password@host/name");
+                return None;
+            }
+        };
+        match parse_dsn(dsn.expose_secret()) {
+            Ok(options) => Some(Database { options, max_connections }),
+            Err(problem) => {
+                problems.add(format!("{name} {problem}"));
+                None
+            }
+        }
+    }
+}
+
+/// Reads a database address, with SQLAlchemy's `+driver` or without. The problem never repeats it: it has a password.
+fn parse_dsn(dsn: &str) -> Result<PgConnectOptions, String> {
+    let (scheme, rest) = dsn.split_once("://").ok_or("is not a URL such as postgres://user:password@host/name")?;
+    let scheme = scheme.split('+').next().unwrap_or(scheme);
+    if !["postgres", "postgresql"].contains(&scheme) {
+        return Err(format!("must begin with postgres:// or postgresql://, not {scheme}://"));
+    }
+    format!("postgres://{rest}").parse().map_err(|_| "is not a valid PostgreSQL URL".to_owned())
+}
+
+impl PasswordSettings {
+    /// How passwords are hashed, or everything that is wrong with the settings that say so.
+    pub fn resolve(&self) -> Result<HasherSettings, ConfigError> {
+        let mut problems = Problems::default();
+        let hasher = self.read(&mut problems);
+        problems.none_or(Some(hasher))
+    }
+
+    fn read(&self, problems: &mut Problems) -> HasherSettings {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let m_kib = problems.number(
+            "PASSWORD_ARGON2_MEMORY_KIB",
+            self.password_argon2_memory_kib.as_ref(),
+            7168,
+            8..=Argon2Cost::MAX_M_KIB,
+        );
+        let t =
+            problems.number("PASSWORD_ARGON2_PASSES", self.password_argon2_passes.as_ref(), 5, 1..=Argon2Cost::MAX_T);
+        let concurrency =
+            problems.number("PASSWORD_HASH_CONCURRENCY", self.password_hash_concurrency.as_ref(), cores, 1..=1024);
+        let max_wait_ms =
+            problems.number("PASSWORD_HASH_MAX_WAIT_MS", self.password_hash_max_wait_ms.as_ref(), 2000, 1..=60_000);
+        HasherSettings {
+            concurrency,
+            max_wait: Duration::from_millis(max_wait_ms),
+            cost: Argon2Cost { m_kib, t },
+            rehash: problems.word("PASSWORD_REHASH", self.password_rehash.as_ref(), true, &ON_OFF),
+        }
+    }
+}
+
+impl Settings {
+    /// What the settings mean, or everything that is wrong with them.
+    pub fn resolve(&self) -> Result<Config, ConfigError> {
+        let mut problems = Problems::default();
+        let config = self.read(&mut problems);
+        problems.none_or(config)
+    }
+
+    fn read(&self, problems: &mut Problems) -> Option<Config> {
+        let p = problems;
+        let development =
+            p.word("APP_ENV", self.app_env.as_ref(), false, &[("production", false), ("development", true)]);
+        let database = self.database.read(p);
+        let jwt_secret = self.read_jwt_secret(p, development);
+        let previous =
+            p.secret("JWT_SECRET_PREVIOUS", self.jwt_secret_previous.as_ref(), self.jwt_secret_previous_file.as_ref());
+        let seconds = |number: i64| TimeDelta::seconds(number);
+        let lifetimes = Lifetimes {
+            access: seconds(p.number(
+                "ACCESS_TOKEN_EXPIRES_SECONDS",
+                self.access_token_expires_seconds.as_ref(),
+                900,
+                1..=86_400,
+            )),
+            refresh: TimeDelta::days(p.number(
+                "REFRESH_TOKEN_EXPIRES_DAYS",
+                self.refresh_token_expires_days.as_ref(),
+                30,
+                1..=3650,
+            )),
+            leeway: seconds(p.number("JWT_LEEWAY_SECONDS", self.jwt_leeway_seconds.as_ref(), 0, 0..=300)),
+        };
+        let default_roles = if development { vec![Role::customer(), Role::admin()] } else { vec![Role::customer()] };
+        let roles = p.list("REGISTER_OPEN_ROLES", self.register_open_roles.as_ref(), |text| {
+            Role::parse(text).map_err(|error| format!("is no role: {error}"))
+        });
+        let cleanup_seconds =
+            p.number("CLEANUP_INTERVAL_SECONDS", self.cleanup_interval_seconds.as_ref(), 300_u64, 0..=86_400);
+        Some(Config {
+            development,
+            listen_addr: self.read_listen_addr(p),
+            log_format: p.word(
+                "LOG_FORMAT",
+                self.log_format.as_ref(),
+                if development { LogFormat::Pretty } else { LogFormat::Json },
+                &[("json", LogFormat::Json), ("pretty", LogFormat::Pretty)],
+            ),
+            log_level: set(self.log_level.as_ref()).unwrap_or("info").to_owned(),
+            trusted_proxies: self.read_trusted_proxies(p),
+            cors_allowed_origins: self.read_cors(p),
+            request_timeout: Duration::from_secs(p.number(
+                "REQUEST_TIMEOUT_SECONDS",
+                self.request_timeout_seconds.as_ref(),
+                20,
+                1..=300,
+            )),
+            max_connections: p.number("MAX_CONNECTIONS", self.max_connections.as_ref(), 10_000, 1..=1_000_000),
+            shutdown_grace: Duration::from_secs(p.number(
+                "SHUTDOWN_GRACE_SECONDS",
+                self.shutdown_grace_seconds.as_ref(),
+                20,
+                0..=600,
+            )),
+            jwt_secret_previous: previous
+                .iter()
+                .flat_map(|secrets| secrets.expose_secret().split(','))
+                .map(str::trim)
+                .filter(|secret| !secret.is_empty())
+                .map(SecretString::from)
+                .collect(),
+            jwt_algorithm: p.word(
+                "JWT_ALGORITHM",
+                self.jwt_algorithm.as_ref(),
+                TokenAlgorithm::Hs256,
+                &[("HS256", TokenAlgorithm::Hs256), ("HS384", TokenAlgorithm::Hs384), ("HS512", TokenAlgorithm::Hs512)],
+            ),
+            lifetimes,
+            refresh_grace: seconds(p.number("REFRESH_GRACE_SECONDS", self.refresh_grace_seconds.as_ref(), 10, 0..=300)),
+            refresh_grace_answer: p.word(
+                "REFRESH_GRACE_ANSWER",
+                self.refresh_grace_answer.as_ref(),
+                GraceAnswer::Reject,
+                &[("reject", GraceAnswer::Reject), ("replay", GraceAnswer::Replay)],
+            ),
+            refresh_batch_size: p.number("REFRESH_BATCH_SIZE", self.refresh_batch_size.as_ref(), 128, 1..=1024),
+            refresh_connections: p.number("REFRESH_CONNECTIONS", self.refresh_connections.as_ref(), 2, 1..=64),
+            hasher: self.password.read(p),
+            throttle: p.word("THROTTLE", self.throttle.as_ref(), true, &ON_OFF).then_some(THROTTLE),
+            register_open_roles: if roles.is_empty() { default_roles } else { roles },
+            users_list_access: p.word(
+                "USERS_LIST_ACCESS",
+                self.users_list_access.as_ref(),
+                if development { UsersListAccess::Public } else { UsersListAccess::Admin },
+                &[("admin", UsersListAccess::Admin), ("public", UsersListAccess::Public)],
+            ),
+            session_history: TimeDelta::days(p.number(
+                "SESSION_HISTORY_DAYS",
+                self.session_history_days.as_ref(),
+                30,
+                1..=3650,
+            )),
+            cleanup_interval: (cleanup_seconds > 0).then(|| Duration::from_secs(cleanup_seconds)),
+            database: database?,
+            jwt_secret: jwt_secret?,
+        })
+    }
+
+    fn read_jwt_secret(&self, problems: &mut Problems, development: bool) -> Option<SecretString> {
+        let secret = problems.secret("JWT_SECRET", self.jwt_secret.as_ref(), self.jwt_secret_file.as_ref());
+        let Some(secret) = secret else {
+            if development {
+                return Some(DEVELOPMENT_SECRET.into());
+            }
+            if self.jwt_secret_file.is_none() {
+                problems.add(format!("JWT_SECRET is not set: it takes at least {MIN_SECRET_BYTES} random bytes"));
+            }
+            return None;
+        };
+        let text = secret.expose_secret();
+        if !development && KNOWN_SECRETS.contains(&text.to_lowercase().as_str()) {
+            problems.add("JWT_SECRET is a well-known default: anybody could sign tokens; choose a random one");
+        } else if !development && text.len() < MIN_SECRET_BYTES {
+            problems.add(format!("JWT_SECRET has {} bytes: it takes at least {MIN_SECRET_BYTES}", text.len()));
+        }
+        Some(secret)
+    }
+
+    fn read_listen_addr(&self, problems: &mut Problems) -> SocketAddr {
+        let text = set(self.listen_addr.as_ref()).unwrap_or("0.0.0.0:8000");
+        text.parse().unwrap_or_else(|_| {
+            problems.add(format!("LISTEN_ADDR must be an address and port such as 127.0.0.1:8000, not '{text}'"));
+            SocketAddr::from(([127, 0, 0, 1], 8000))
+        })
+    }
+
+    fn read_trusted_proxies(&self, problems: &mut Problems) -> TrustedProxies {
+        TrustedProxies(problems.list("TRUSTED_PROXIES", self.trusted_proxies.as_ref(), |text| {
+            let single = || text.parse::<std::net::IpAddr>().map(IpNet::from);
+            text.parse::<IpNet>().or_else(|_| single()).map_err(|_| "is no network such as 10.0.0.0/8".to_owned())
+        }))
+    }
+
+    fn read_cors(&self, problems: &mut Problems) -> Option<CorsOrigins> {
+        let origins = problems.list("CORS_ALLOWED_ORIGINS", self.cors_allowed_origins.as_ref(), |text| {
+            let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+            let plain =
+                rest.is_some_and(|host| !host.is_empty() && host.bytes().all(|b| b.is_ascii_graphic() && b != b'/'));
+            if plain || text == "*" {
+                Ok(text.to_owned())
+            } else {
+                Err("is no origin such as https://shop.example".to_owned())
+            }
+        });
+        match origins {
+            origins if origins.is_empty() => None,
+            origins if origins.iter().any(|origin| origin == "*") => Some(CorsOrigins::Any),
+            origins => Some(CorsOrigins::List(origins)),
+        }
+    }
+}
+
+/// One setting a line, as in an environment file; secrets are masked.
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MASK: &str = "********";
+        fn on_off(on: bool) -> &'static str {
+            if on { "on" } else { "off" }
+        }
+        fn joined<T: ToString>(values: impl IntoIterator<Item = T>) -> String {
+            values.into_iter().map(|value| value.to_string()).collect::<Vec<_>>().join(",")
+        }
+        let database = &self.database.options;
+        let (host, port) = (database.get_host(), database.get_port());
+        let name = database.get_database().unwrap_or(database.get_username());
+        writeln!(f, "APP_ENV={}", if self.development { "development" } else { "production" })?;
+        writeln!(f, "POSTGRES_DSN=postgres://{}:{MASK}@{host}:{port}/{name}", database.get_username())?;
+        writeln!(f, "DATABASE_MAX_CONNECTIONS={}", self.database.max_connections)?;
+        writeln!(f, "LISTEN_ADDR={}", self.listen_addr)?;
+        writeln!(f, "LOG_FORMAT={}", if self.log_format == LogFormat::Json { "json" } else { "pretty" })?;
+        writeln!(f, "LOG_LEVEL={}", self.log_level)?;
+        writeln!(f, "TRUSTED_PROXIES={}", joined(&self.trusted_proxies.0))?;
+        let origins = match &self.cors_allowed_origins {
+            None => String::new(),
+            Some(CorsOrigins::Any) => "*".to_owned(),
+            Some(CorsOrigins::List(origins)) => joined(origins),
+        };
+        writeln!(f, "CORS_ALLOWED_ORIGINS={origins}")?;
+        writeln!(f, "REQUEST_TIMEOUT_SECONDS={}", self.request_timeout.as_secs())?;
+        writeln!(f, "MAX_CONNECTIONS={}", self.max_connections)?;
+        writeln!(f, "SHUTDOWN_GRACE_SECONDS={}", self.shutdown_grace.as_secs())?;
+        writeln!(f, "JWT_SECRET={MASK}")?;
+        writeln!(f, "JWT_SECRET_PREVIOUS={}", joined(self.jwt_secret_previous.iter().map(|_| MASK)))?;
+        writeln!(f, "JWT_ALGORITHM={}", format!("{:?}", self.jwt_algorithm).to_uppercase())?;
+        writeln!(f, "JWT_LEEWAY_SECONDS={}", self.lifetimes.leeway.num_seconds())?;
+        writeln!(f, "ACCESS_TOKEN_EXPIRES_SECONDS={}", self.lifetimes.access.num_seconds())?;
+        writeln!(f, "REFRESH_TOKEN_EXPIRES_DAYS={}", self.lifetimes.refresh.num_days())?;
+        writeln!(f, "REFRESH_GRACE_SECONDS={}", self.refresh_grace.num_seconds())?;
+        let replay = self.refresh_grace_answer == GraceAnswer::Replay;
+        writeln!(f, "REFRESH_GRACE_ANSWER={}", if replay { "replay" } else { "reject" })?;
+        writeln!(f, "REFRESH_BATCH_SIZE={}", self.refresh_batch_size)?;
+        writeln!(f, "REFRESH_CONNECTIONS={}", self.refresh_connections)?;
+        writeln!(f, "PASSWORD_ARGON2_MEMORY_KIB={}", self.hasher.cost.m_kib)?;
+        writeln!(f, "PASSWORD_ARGON2_PASSES={}", self.hasher.cost.t)?;
+        writeln!(f, "PASSWORD_HASH_CONCURRENCY={}", self.hasher.concurrency)?;
+        writeln!(f, "PASSWORD_HASH_MAX_WAIT_MS={}", self.hasher.max_wait.as_millis())?;
+        writeln!(f, "PASSWORD_REHASH={}", on_off(self.hasher.rehash))?;
+        writeln!(f, "THROTTLE={}", on_off(self.throttle.is_some()))?;
+        writeln!(f, "REGISTER_OPEN_ROLES={}", joined(self.register_open_roles.iter().map(Role::as_str)))?;
+        let public = self.users_list_access == UsersListAccess::Public;
+        writeln!(f, "USERS_LIST_ACCESS={}", if public { "public" } else { "admin" })?;
+        writeln!(f, "SESSION_HISTORY_DAYS={}", self.session_history.num_days())?;
+        write!(f, "CLEANUP_INTERVAL_SECONDS={}", self.cleanup_interval.unwrap_or_default().as_secs())
+    }
+}

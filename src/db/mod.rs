@@ -1,0 +1,70 @@
+//! All SQL, one file per table, as free functions over a connection; every query is checked at compile time.
+//!
+//! Times are passed in, never taken from the server, and stored as `timestamp` in UTC. No function here decides
+//! anything that a statement could decide.
+
+pub mod maintenance;
+pub mod refresh_queue;
+pub mod refresh_tokens;
+pub mod schema;
+pub mod sessions;
+pub mod throttle;
+pub mod users;
+
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{ConnectOptions, Connection};
+
+/// Embedded migrations; their table is named in `sqlx.toml`.
+pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
+
+/// A statement that takes longer than this is given up; the request was given up long before.
+const STATEMENT_TIMEOUT: &str = "15s";
+/// The wait for a free connection. Longer than a statement takes, shorter than a client waits.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+/// A connection unused for this long is tried before it is handed out; one in use needs no extra round trip.
+const IDLE_BEFORE_PING: Duration = Duration::from_secs(5);
+
+/// The pool for everything but the refresh queue. Connects when first used.
+#[must_use]
+pub fn pool(options: &PgConnectOptions, max_connections: u32) -> PgPool {
+    lazy_pool(options.clone().options([("statement_timeout", STATEMENT_TIMEOUT)]), max_connections)
+}
+
+/// The few connections of the refresh queue. Its one statement always looks up a handful of rows by unique keys; with
+/// these settings the plan is made once, and is that of a large table even while the tables are empty.
+#[must_use]
+pub fn refresh_pool(options: &PgConnectOptions, connections: u32) -> PgPool {
+    let options = options.clone().options([
+        ("statement_timeout", STATEMENT_TIMEOUT),
+        ("plan_cache_mode", "force_generic_plan"),
+        ("enable_seqscan", "off"),
+        ("enable_bitmapscan", "off"),
+        ("enable_hashjoin", "off"),
+        ("enable_mergejoin", "off"),
+    ]);
+    lazy_pool(options, connections)
+}
+
+fn lazy_pool(options: PgConnectOptions, max_connections: u32) -> PgPool {
+    let options = options.application_name("auth").log_statements(tracing::log::LevelFilter::Trace);
+    PgPoolOptions::new()
+        .max_connections(max_connections)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .test_before_acquire(false)
+        .before_acquire(|connection, meta| {
+            Box::pin(async move {
+                if meta.idle_for > IDLE_BEFORE_PING {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
+        .connect_lazy_with(options)
+}
+
+/// Whether the database answers.
+pub async fn ping(pool: &PgPool) -> sqlx::Result<()> {
+    sqlx::query_scalar!(r#"SELECT 1 AS "one!""#).fetch_one(pool).await.map(|_| ())
+}

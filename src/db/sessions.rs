@@ -1,0 +1,223 @@
+//! `sessions`, and what must happen to a session's tokens together with it.
+//!
+//! A session that has ended has no valid tokens: refresh checks the session's row in the statement that rotates
+//! (`db::refresh_tokens`), so one update here ends it, whatever is in flight. The tokens are marked `revoked` as well,
+//! for the Python service, which knows no sessions.
+
+use chrono::{DateTime, Utc};
+use ipnet::IpNet;
+use sqlx::{PgConnection, PgExecutor};
+use std::net::IpAddr;
+
+use crate::domain::ids::{SessionId, UserId};
+use crate::domain::password::PasswordHash;
+use crate::domain::session::{Device, EndReason};
+use crate::domain::tokens::{Jti, TokenHash};
+
+/// A session about to be opened, with its first refresh token.
+#[derive(Debug)]
+pub struct NewSession<'a> {
+    pub id: SessionId,
+    pub user_id: UserId,
+    pub device: &'a Device,
+    pub jti: &'a Jti,
+    pub token_hash: &'a TokenHash,
+    pub expires_at: DateTime<Utc>,
+    pub now: DateTime<Utc>,
+}
+
+/// A session as its user sees it.
+#[derive(Clone, Debug)]
+pub struct Session {
+    pub id: SessionId,
+    pub created_at: DateTime<Utc>,
+    /// When it was opened or last refreshed.
+    pub last_seen_at: DateTime<Utc>,
+    pub ended: Option<(DateTime<Utc>, Option<EndReason>)>,
+    pub user_agent: Option<String>,
+    pub ip: Option<IpAddr>,
+}
+
+/// Which of a user's sessions are meant.
+#[derive(Clone, Copy, Debug)]
+pub enum Which {
+    One(SessionId),
+    AllBut(SessionId),
+    All,
+}
+
+/// Opens a session for a user whose password was just verified against `verified`, and stores `replacement` in its
+/// stead where there is one. Returns false if the account has another hash by now: somebody changed the password or
+/// refreshed the hash in between, and the attempt has to start over.
+///
+/// The row of the user is locked against that until the commit, so that a password change that ends the user's
+/// sessions finds this one too.
+pub async fn open(
+    executor: impl PgExecutor<'_>,
+    session: &NewSession<'_>,
+    verified: &PasswordHash,
+    replacement: Option<&PasswordHash>,
+) -> sqlx::Result<bool> {
+    let done = match replacement {
+        None => {
+            sqlx::query!(
+                r"
+                WITH owner AS (
+                    SELECT id FROM users WHERE id = $1 AND password_hash = $2 FOR SHARE
+                ), session AS (
+                    INSERT INTO sessions (id, user_id, created_at, last_seen_at, user_agent, ip)
+                    SELECT $3, id, $4, $4, $5, $6 FROM owner
+                )
+                INSERT INTO refresh_tokens (user_id, jti, token_hash, expires_at, revoked, created_at, session_id)
+                SELECT id, $7, $8, $9, false, $4, $3 FROM owner
+                ",
+                session.user_id as _,
+                verified as _,
+                session.id as _,
+                session.now.naive_utc(),
+                session.device.user_agent,
+                IpNet::from(session.device.ip),
+                session.jti as _,
+                session.token_hash as _,
+                session.expires_at.naive_utc(),
+            )
+            .execute(executor)
+            .await?
+        }
+        Some(replacement) => {
+            sqlx::query!(
+                r"
+                WITH owner AS (
+                    UPDATE users SET password_hash = $10, updated_at = $4
+                    WHERE id = $1 AND password_hash = $2
+                    RETURNING id
+                ), session AS (
+                    INSERT INTO sessions (id, user_id, created_at, last_seen_at, user_agent, ip)
+                    SELECT $3, id, $4, $4, $5, $6 FROM owner
+                )
+                INSERT INTO refresh_tokens (user_id, jti, token_hash, expires_at, revoked, created_at, session_id)
+                SELECT id, $7, $8, $9, false, $4, $3 FROM owner
+                ",
+                session.user_id as _,
+                verified as _,
+                session.id as _,
+                session.now.naive_utc(),
+                session.device.user_agent,
+                IpNet::from(session.device.ip),
+                session.jti as _,
+                session.token_hash as _,
+                session.expires_at.naive_utc(),
+                replacement as _,
+            )
+            .execute(executor)
+            .await?
+        }
+    };
+    Ok(done.rows_affected() > 0)
+}
+
+/// A user's sessions, latest first: those that can still refresh, and on request those that ended.
+pub async fn list(
+    executor: impl PgExecutor<'_>,
+    user_id: UserId,
+    with_ended: bool,
+    now: DateTime<Utc>,
+) -> sqlx::Result<Vec<Session>> {
+    let rows = sqlx::query!(
+        r#"
+        SELECT
+            sessions.id AS "id: SessionId",
+            sessions.created_at,
+            greatest(sessions.last_seen_at, tokens.latest) AS "last_seen_at!",
+            sessions.ended_at,
+            sessions.end_reason,
+            sessions.user_agent,
+            sessions.ip
+        FROM sessions
+        CROSS JOIN LATERAL (
+            SELECT max(created_at) AS latest, coalesce(bool_or(NOT revoked AND expires_at > $3), false) AS live
+            FROM refresh_tokens
+            WHERE refresh_tokens.user_id = $1 AND refresh_tokens.session_id = sessions.id
+        ) AS tokens
+        WHERE sessions.user_id = $1 AND ($2 OR (sessions.ended_at IS NULL AND tokens.live))
+        ORDER BY 3 DESC, sessions.id DESC
+        LIMIT 1000
+        "#,
+        user_id as _,
+        with_ended,
+        now.naive_utc(),
+    )
+    .fetch_all(executor)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| Session {
+            id: row.id,
+            created_at: row.created_at.and_utc(),
+            last_seen_at: row.last_seen_at.and_utc(),
+            ended: row.ended_at.map(|at| (at.and_utc(), row.end_reason.as_deref().and_then(EndReason::from_stored))),
+            user_agent: row.user_agent,
+            ip: row.ip.map(|net| net.addr()),
+        })
+        .collect())
+}
+
+/// Ends sessions of one user and returns how many were alive.
+///
+/// The first statement is the end. A refresh that is in flight at that moment may still insert a successor the
+/// statement cannot see; the session being over, it is worth nothing here, and the second statement, which sees it,
+/// marks it for the Python service.
+pub async fn end(
+    connection: &mut PgConnection,
+    user_id: UserId,
+    which: Which,
+    reason: EndReason,
+    now: DateTime<Utc>,
+) -> sqlx::Result<u64> {
+    let (only, except) = match which {
+        Which::One(id) => (Some(id), None),
+        Which::AllBut(id) => (None, Some(id)),
+        Which::All => (None, None),
+    };
+    let ended = sqlx::query_scalar!(
+        r#"
+        WITH ended AS (
+            UPDATE sessions
+            SET ended_at = $4, end_reason = $5, last_seen_at = greatest(last_seen_at, (
+                SELECT max(created_at) FROM refresh_tokens
+                WHERE refresh_tokens.user_id = $1 AND refresh_tokens.session_id = sessions.id
+            ))
+            WHERE user_id = $1 AND ended_at IS NULL
+              AND ($2::uuid IS NULL OR id = $2) AND ($3::uuid IS NULL OR id <> $3)
+            RETURNING id
+        ), live AS (
+            SELECT id FROM refresh_tokens
+            WHERE user_id = $1 AND session_id IN (SELECT id FROM ended) AND NOT revoked
+            ORDER BY jti FOR NO KEY UPDATE
+        ), revoked AS (
+            UPDATE refresh_tokens SET revoked = true WHERE id IN (SELECT id FROM live)
+        )
+        SELECT count(*) AS "count!" FROM ended
+        "#,
+        user_id as _,
+        only as _,
+        except as _,
+        now.naive_utc(),
+        reason.as_str(),
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    if ended > 0 {
+        sqlx::query!(
+            r"
+            UPDATE refresh_tokens SET revoked = true
+            WHERE user_id = $1 AND NOT revoked
+              AND session_id IN (SELECT id FROM sessions WHERE user_id = $1 AND ended_at IS NOT NULL)
+            ",
+            user_id as _,
+        )
+        .execute(connection)
+        .await?;
+    }
+    Ok(u64::try_from(ended).unwrap_or(0))
+}

@@ -1,0 +1,245 @@
+//! `users`.
+
+use chrono::{DateTime, Utc};
+use sqlx::{PgExecutor, PgPool};
+
+use crate::domain::email::Email;
+use crate::domain::ids::{SessionId, UserId};
+use crate::domain::password::PasswordHash;
+use crate::domain::role::Role;
+use crate::domain::throttle::BucketKey;
+
+/// A user as others see one.
+#[derive(Clone, Debug)]
+pub struct User {
+    pub id: UserId,
+    /// As stored, which is what tokens carry as `sub`.
+    pub email: String,
+    pub role: Role,
+}
+
+/// A user with what a login is checked against.
+#[derive(Clone, Debug)]
+pub struct Account {
+    pub user: User,
+    pub password_hash: PasswordHash,
+}
+
+/// All that a login or a registration needs to know beforehand.
+#[derive(Debug)]
+pub struct Lookup {
+    pub account: Option<Account>,
+    /// The theoretical arrival times of the two buckets that were asked for.
+    pub tats: [Option<DateTime<Utc>>; 2],
+}
+
+/// Finds the account of an address and reads the throttle's buckets in the same round trip.
+///
+/// Case is ignored. Where an adopted database holds two spellings, the exact one is preferred, then the lower-cased
+/// one, then the oldest. (`lower()` of the server knows only what its locale knows, hence both lower-cased forms.)
+pub async fn look_up(pool: &PgPool, email: &Email, buckets: [&BucketKey; 2]) -> sqlx::Result<Lookup> {
+    let row = sqlx::query!(
+        r#"
+        SELECT
+            found.id AS "id?: UserId",
+            found.email AS "email?",
+            found.role AS "role?: Role",
+            found.password_hash AS "password_hash?: PasswordHash",
+            (SELECT tat FROM auth_throttle WHERE key = $3) AS first_tat,
+            (SELECT tat FROM auth_throttle WHERE key = $4) AS second_tat
+        FROM (SELECT) AS always
+        LEFT JOIN LATERAL (
+            SELECT id, email, role, password_hash
+            FROM users
+            WHERE lower(email) IN (lower($1::text), $2::text)
+            ORDER BY email = $1::text DESC, email = $2::text DESC, id
+            LIMIT 1
+        ) AS found ON true
+        "#,
+        email.as_str(),
+        email.lowered(),
+        buckets[0].0,
+        buckets[1].0,
+    )
+    .fetch_one(pool)
+    .await?;
+    let account = match (row.id, row.email, row.role, row.password_hash) {
+        (Some(id), Some(email), Some(role), Some(password_hash)) => {
+            Some(Account { user: User { id, email, role }, password_hash })
+        }
+        _ => None,
+    };
+    Ok(Lookup { account, tats: [row.first_tat, row.second_tat].map(|tat| tat.map(|tat| tat.and_utc())) })
+}
+
+/// Finds an account by its address; see [`look_up`] for which.
+pub async fn find(executor: impl PgExecutor<'_>, email: &Email) -> sqlx::Result<Option<User>> {
+    sqlx::query_as!(
+        User,
+        r#"
+        SELECT id AS "id: UserId", email, role AS "role: Role"
+        FROM users
+        WHERE lower(email) IN (lower($1::text), $2::text)
+        ORDER BY email = $1::text DESC, email = $2::text DESC, id
+        LIMIT 1
+        "#,
+        email.as_str(),
+        email.lowered(),
+    )
+    .fetch_optional(executor)
+    .await
+}
+
+/// The user an access token speaks for: the one whose address is its subject, as long as the token's session lives.
+/// Tokens of the Python service name no session.
+pub async fn of_bearer(pool: &PgPool, subject: &str, session_id: Option<SessionId>) -> sqlx::Result<Option<Account>> {
+    sqlx::query!(
+        r#"
+        SELECT id AS "id: UserId", email, role AS "role: Role", password_hash AS "password_hash: PasswordHash"
+        FROM users
+        WHERE email = $1
+          AND ($2::uuid IS NULL OR EXISTS (
+              SELECT FROM sessions
+              WHERE sessions.id = $2 AND sessions.user_id = users.id AND sessions.ended_at IS NULL
+          ))
+        "#,
+        subject,
+        session_id as _,
+    )
+    .fetch_optional(pool)
+    .await
+    .map(|row| {
+        row.map(|row| Account {
+            user: User { id: row.id, email: row.email, role: row.role },
+            password_hash: row.password_hash,
+        })
+    })
+}
+
+/// Whether there is such a user.
+pub async fn exists(executor: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(r#"SELECT EXISTS (SELECT FROM users WHERE id = $1) AS "exists!""#, id as _)
+        .fetch_one(executor)
+        .await
+}
+
+/// Adds a user unless the address is taken in any spelling; `None` says it is. Among concurrent registrations the
+/// unique constraint decides, since new addresses are stored lower-cased.
+pub async fn insert(
+    executor: impl PgExecutor<'_>,
+    email: &Email,
+    password_hash: &PasswordHash,
+    role: &Role,
+    now: DateTime<Utc>,
+) -> sqlx::Result<Option<UserId>> {
+    sqlx::query_scalar!(
+        r#"
+        INSERT INTO users (email, password_hash, role, created_at, updated_at)
+        SELECT $1::text, $2, $3, $4, $4
+        WHERE NOT EXISTS (SELECT FROM users WHERE lower(email) = $1::text)
+        ON CONFLICT ON CONSTRAINT users_email_key DO NOTHING
+        RETURNING id AS "id: UserId"
+        "#,
+        email.lowered(),
+        password_hash as _,
+        role as _,
+        now.naive_utc(),
+    )
+    .fetch_optional(executor)
+    .await
+}
+
+/// A page of users by id, after `after`; with `email`, only the one with exactly that address.
+pub async fn list(pool: &PgPool, after: UserId, limit: i64, email: Option<&str>) -> sqlx::Result<Vec<User>> {
+    match email {
+        Some(email) => {
+            sqlx::query_as!(
+                User,
+                r#"
+                SELECT id AS "id: UserId", email, role AS "role: Role"
+                FROM users WHERE email = $1 AND id > $2 ORDER BY id LIMIT $3
+                "#,
+                email,
+                after as _,
+                limit,
+            )
+            .fetch_all(pool)
+            .await
+        }
+        None => {
+            sqlx::query_as!(
+                User,
+                r#"
+                SELECT id AS "id: UserId", email, role AS "role: Role"
+                FROM users WHERE id > $1 ORDER BY id LIMIT $2
+                "#,
+                after as _,
+                limit,
+            )
+            .fetch_all(pool)
+            .await
+        }
+    }
+}
+
+/// Gives a user another role.
+pub async fn set_role(
+    executor: impl PgExecutor<'_>,
+    id: UserId,
+    role: &Role,
+    now: DateTime<Utc>,
+) -> sqlx::Result<Option<User>> {
+    sqlx::query_as!(
+        User,
+        r#"
+        UPDATE users SET role = $2, updated_at = $3 WHERE id = $1
+        RETURNING id AS "id: UserId", email, role AS "role: Role"
+        "#,
+        id as _,
+        role as _,
+        now.naive_utc(),
+    )
+    .fetch_optional(executor)
+    .await
+}
+
+/// Replaces a user's password hash, whatever it was. (A login replaces one together with opening its session, see
+/// `db::sessions::open`.)
+pub async fn set_password_hash(
+    executor: impl PgExecutor<'_>,
+    id: UserId,
+    hash: &PasswordHash,
+    now: DateTime<Utc>,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        "UPDATE users SET password_hash = $2, updated_at = $3 WHERE id = $1",
+        id as _,
+        hash as _,
+        now.naive_utc(),
+    )
+    .execute(executor)
+    .await
+    .map(|_| ())
+}
+
+/// Deletes a user; tokens go with it, ended sessions stay for their reasons.
+pub async fn delete(executor: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<bool> {
+    sqlx::query!("DELETE FROM users WHERE id = $1", id as _)
+        .execute(executor)
+        .await
+        .map(|done| done.rows_affected() > 0)
+}
+
+/// The highest cost among the bcrypt hashes that are left, as two digits, or `None` when none is.
+pub async fn highest_bcrypt_cost(pool: &PgPool) -> sqlx::Result<Option<String>> {
+    sqlx::query_scalar!(
+        r"
+        SELECT substr(password_hash, 5, 2) FROM users
+        WHERE password_hash LIKE '$2%'
+        ORDER BY substr(password_hash, 5, 2) DESC LIMIT 1
+        "
+    )
+    .fetch_optional(pool)
+    .await
+    .map(Option::flatten)
+}

@@ -1,0 +1,72 @@
+//! Why a session ended, and what it is remembered by.
+
+use std::net::IpAddr;
+
+/// The reason a session ended, as stored in `sessions.end_reason` and told in `X-Auth-Reason`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndReason {
+    /// Its own log-out.
+    Logout,
+    /// Ended from another session of the same user.
+    LoggedOutElsewhere,
+    /// A refresh token came back that had long been exchanged: it or its successor was stolen (RFC 9700 §4.14.2).
+    ReplayDetected,
+    /// The user changed the password in another session.
+    PasswordChanged,
+    /// An administrator ended it.
+    ByAdmin,
+    /// Its last refresh token expired unused.
+    Expired,
+    /// The user was deleted.
+    UserDeleted,
+}
+
+impl EndReason {
+    const ALL: [Self; 7] = [
+        Self::Logout,
+        Self::LoggedOutElsewhere,
+        Self::ReplayDetected,
+        Self::PasswordChanged,
+        Self::ByAdmin,
+        Self::Expired,
+        Self::UserDeleted,
+    ];
+
+    /// The name that is stored and sent.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Logout => "logout",
+            Self::LoggedOutElsewhere => "logged_out_elsewhere",
+            Self::ReplayDetected => "replay_detected",
+            Self::PasswordChanged => "password_changed",
+            Self::ByAdmin => "by_admin",
+            Self::Expired => "expired",
+            Self::UserDeleted => "user_deleted",
+        }
+    }
+
+    /// Reads a stored name; the table's check constraint admits no other.
+    #[must_use]
+    pub fn from_stored(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == name)
+    }
+}
+
+/// What a session remembers of the client that opened it.
+#[derive(Clone, Debug)]
+pub struct Device {
+    pub user_agent: Option<String>,
+    pub ip: IpAddr,
+}
+
+impl Device {
+    /// The width of `sessions.user_agent`, in characters.
+    const USER_AGENT_CHARACTERS: usize = 255;
+
+    #[must_use]
+    pub fn new(user_agent: Option<&str>, ip: IpAddr) -> Self {
+        let user_agent = user_agent.map(|text| text.chars().take(Self::USER_AGENT_CHARACTERS).collect());
+        Self { user_agent, ip }
+    }
+}

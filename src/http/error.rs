@@ -1,0 +1,132 @@
+//! What each error becomes in HTTP: status, sentence, headers. FastAPI's shape, `{"detail": ...}`, throughout.
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::extract::Json;
+use super::validation::{BodyError, Problem};
+use crate::domain::tokens::TokenError;
+use crate::error::Error;
+
+/// Says why a session is over, to whoever holds a token that was genuinely its own.
+const X_AUTH_REASON: HeaderName = HeaderName::from_static("x-auth-reason");
+
+/// How long to stay away while the database is gone: it comes back in seconds, or somebody has to mend it.
+const DATABASE_RETRY: Duration = Duration::from_secs(2);
+
+/// Why a request is answered with an error.
+#[derive(Debug)]
+pub(super) enum ApiError {
+    /// A service refused.
+    Service(Error),
+    /// The body is not what was asked for.
+    Body(BodyError),
+    BodyTooLarge,
+    /// A path or query parameter is not what was asked for.
+    Parameter(Box<Problem>),
+    NotFound,
+    MethodNotAllowed,
+    /// The request took longer than it may.
+    TimedOut,
+    /// A defect of ours.
+    Internal,
+}
+
+impl From<Error> for ApiError {
+    fn from(error: Error) -> Self {
+        Self::Service(error)
+    }
+}
+
+impl From<BodyError> for ApiError {
+    fn from(error: BodyError) -> Self {
+        Self::Body(error)
+    }
+}
+
+/// An error's body.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Detail {
+    /// One sentence.
+    #[schema(example = "Invalid credentials")]
+    detail: &'static str,
+}
+
+#[derive(Serialize)]
+struct Problems {
+    detail: Vec<Problem>,
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        match self {
+            Self::Service(error) => service(&error),
+            Self::Body(BodyError::Unparsable) => detail(StatusCode::BAD_REQUEST, "There was an error parsing the body"),
+            Self::Body(BodyError::Invalid(detail)) => {
+                (StatusCode::UNPROCESSABLE_ENTITY, Json(Problems { detail })).into_response()
+            }
+            Self::Parameter(problem) => {
+                (StatusCode::UNPROCESSABLE_ENTITY, Json(Problems { detail: vec![*problem] })).into_response()
+            }
+            Self::BodyTooLarge => detail(StatusCode::PAYLOAD_TOO_LARGE, "Request body too large"),
+            Self::NotFound => detail(StatusCode::NOT_FOUND, "Not Found"),
+            Self::MethodNotAllowed => detail(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"),
+            Self::TimedOut => retry(StatusCode::SERVICE_UNAVAILABLE, "Request timed out", Duration::from_secs(1)),
+            Self::Internal => detail(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error"),
+        }
+    }
+}
+
+fn service(error: &Error) -> Response {
+    match error {
+        Error::InvalidCredentials => unauthorized("Invalid credentials"),
+        Error::EmailTaken => detail(StatusCode::CONFLICT, "Email already registered"),
+        Error::RoleNotOpen => detail(StatusCode::FORBIDDEN, "Role not open for registration"),
+        Error::RefreshToken(TokenError::Invalid) => unauthorized("Invalid refresh token"),
+        Error::RefreshToken(TokenError::Expired) => because(unauthorized("Invalid refresh token"), "expired"),
+        Error::RefreshToken(TokenError::WrongType) => unauthorized("Invalid token type"),
+        Error::RefreshRefused(None) => unauthorized("Refresh token not valid"),
+        Error::RefreshRefused(Some(reason)) => because(unauthorized("Refresh token not valid"), reason.as_str()),
+        Error::NotAuthenticated => unauthorized("Not authenticated"),
+        Error::InvalidAccessToken => unauthorized("Invalid access token"),
+        Error::Forbidden => detail(StatusCode::FORBIDDEN, "Not permitted"),
+        Error::NotFound => detail(StatusCode::NOT_FOUND, "Not Found"),
+        Error::Throttled(wait) => retry(StatusCode::TOO_MANY_REQUESTS, "Too many attempts, try again later", *wait),
+        Error::Busy(wait) => retry(StatusCode::SERVICE_UNAVAILABLE, "Service busy, try again later", *wait),
+        Error::Database(_) => {
+            tracing::error!(error = error.source(), "the database failed");
+            retry(StatusCode::SERVICE_UNAVAILABLE, "Service unavailable, try again later", DATABASE_RETRY)
+        }
+    }
+}
+
+fn detail(status: StatusCode, detail: &'static str) -> Response {
+    (status, Json(Detail { detail })).into_response()
+}
+
+/// RFC 9110 §11.6.1: a 401 says how to authenticate.
+fn unauthorized(sentence: &'static str) -> Response {
+    with(detail(StatusCode::UNAUTHORIZED, sentence), WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
+}
+
+fn because(response: Response, reason: &'static str) -> Response {
+    with(response, X_AUTH_REASON, HeaderValue::from_static(reason))
+}
+
+/// RFC 9110 §10.2.3; whole seconds, rounded up, so that coming back on time is never too early.
+fn retry(status: StatusCode, sentence: &'static str, after: Duration) -> Response {
+    let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+    with(detail(status, sentence), RETRY_AFTER, HeaderValue::from(seconds.max(1)))
+}
+
+fn with(mut response: Response, name: HeaderName, value: HeaderValue) -> Response {
+    let headers: &mut HeaderMap = response.headers_mut();
+    headers.insert(name, value);
+    response
+}

@@ -1,0 +1,56 @@
+//! For machines: health, readiness, metrics, version.
+
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::auth::Status;
+use super::error::ApiError;
+use super::extract::Json;
+use super::responses::Unavailable;
+use crate::app::App;
+use crate::db;
+use crate::error::Error;
+
+/// Which service this is.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Info {
+    #[schema(example = "auth")]
+    service: &'static str,
+    #[schema(example = "1.0.0")]
+    version: &'static str,
+}
+
+/// The process is up
+///
+/// Never touches the database.
+#[utoipa::path(get, path = "/auth/health", tag = "operation",
+    responses((status = 200, description = "Up", body = Status), Unavailable))]
+pub(super) async fn health() -> Json<Status> {
+    Json(Status { status: "ok" })
+}
+
+/// The service can do its work
+#[utoipa::path(get, path = "/auth/ready", tag = "operation",
+    responses((status = 200, description = "The database answers", body = Status), Unavailable))]
+pub(super) async fn ready(State(app): State<App>) -> Result<Json<Status>, ApiError> {
+    db::ping(&app.db).await.map_err(Error::from)?;
+    Ok(Json(Status { status: "ok" }))
+}
+
+/// Metrics in Prometheus' text format
+#[utoipa::path(get, path = "/auth/metrics", tag = "operation",
+    responses((status = 200, description = "Metrics", body = String, content_type = "text/plain"), Unavailable))]
+pub(super) async fn metrics(State(app): State<App>) -> impl IntoResponse {
+    let (text, content_type) = app.metrics.render();
+    ([(CONTENT_TYPE, content_type)], text)
+}
+
+/// Name and version
+#[utoipa::path(get, path = "/v1/_info", tag = "operation",
+    responses((status = 200, description = "Name and version", body = Info), Unavailable))]
+pub(super) async fn info() -> Json<Info> {
+    Json(Info { service: env!("CARGO_PKG_NAME"), version: env!("CARGO_PKG_VERSION") })
+}

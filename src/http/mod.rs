@@ -1,0 +1,129 @@
+//! HTTP: routes, and the layers around them. The only place that knows axum.
+
+mod auth;
+mod docs;
+mod error;
+mod extract;
+mod health;
+mod json;
+mod observe;
+mod responses;
+mod server;
+mod sessions;
+mod users;
+mod validation;
+
+pub use extract::Peer;
+pub use server::{probe_health, serve};
+
+use axum::extract::Request;
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
+use axum::http::uri::PathAndQuery;
+use axum::http::{HeaderName, Method, Uri};
+use axum::response::Response;
+use axum::routing::get;
+use axum::{Router, middleware};
+use tower::ServiceBuilder;
+use tower::util::{MapRequest, MapRequestLayer, MapResponse, MapResponseLayer};
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::cors::{AllowOrigin, CorsLayer};
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::app::App;
+use crate::config::CorsOrigins;
+use error::ApiError;
+use extract::Json;
+
+/// The whole service as one `tower::Service`.
+pub type Service = MapRequest<MapResponse<Router, fn(Response) -> Response>, fn(Request) -> Request>;
+
+/// Routes with their documentation.
+fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::with_openapi(docs::Base::openapi())
+        .routes(routes!(auth::register))
+        .routes(routes!(auth::login))
+        .routes(routes!(auth::refresh))
+        .routes(routes!(auth::logout))
+        .routes(routes!(auth::password))
+        .routes(routes!(sessions::list))
+        .routes(routes!(sessions::end))
+        .routes(routes!(users::list))
+        .routes(routes!(users::me))
+        .routes(routes!(users::set_role, users::delete))
+        .routes(routes!(users::list_sessions, users::end_sessions))
+        .routes(routes!(health::health))
+        .routes(routes!(health::ready))
+        .routes(routes!(health::metrics))
+        .routes(routes!(health::info))
+}
+
+/// The OpenAPI document.
+#[must_use]
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    routes().into_openapi()
+}
+
+/// Puts routes and layers together.
+#[must_use]
+pub fn service(app: App) -> Service {
+    let (router, document) = routes().split_for_parts();
+    let document = move || std::future::ready(Json(document.clone()));
+    let router = router
+        .route("/health", get(health::health))
+        .route("/auth/openapi.json", get(document.clone()))
+        .route("/openapi.json", get(document))
+        .route("/auth/docs", get(docs::page))
+        .route("/docs", get(docs::page))
+        .route("/auth/docs/{file}", get(docs::asset))
+        .fallback(|| std::future::ready(ApiError::NotFound))
+        .method_not_allowed_fallback(|| std::future::ready(ApiError::MethodNotAllowed))
+        .layer(
+            ServiceBuilder::new()
+                .layer(middleware::from_fn_with_state(app.clone(), observe::observe))
+                .option_layer(app.config.cors_allowed_origins.as_ref().map(cors))
+                .layer(CatchPanicLayer::custom(observe::panicked)),
+        )
+        .with_state(app);
+    let normalise: fn(Request) -> Request = normalise_path;
+    let space_allow: fn(Response) -> Response = observe::space_allow;
+    ServiceBuilder::new()
+        .layer(MapRequestLayer::new(normalise))
+        .layer(MapResponseLayer::new(space_allow))
+        .service(router)
+}
+
+/// A trailing slash more or less makes no difference; the route of the user list is the one that has it.
+fn normalise_path(mut request: Request) -> Request {
+    let path = request.uri().path();
+    let trimmed = path.trim_end_matches('/');
+    let canonical = match trimmed {
+        "/users" => "/users/",
+        "" => "/",
+        other => other,
+    };
+    if canonical != path {
+        let query = request.uri().query().map_or(String::new(), |query| format!("?{query}"));
+        let mut parts = request.uri().clone().into_parts();
+        // A part of a valid path is a valid path.
+        parts.path_and_query = PathAndQuery::try_from(format!("{canonical}{query}")).ok();
+        if let Ok(uri) = Uri::from_parts(parts) {
+            *request.uri_mut() = uri;
+        }
+    }
+    request
+}
+
+fn cors(origins: &CorsOrigins) -> CorsLayer {
+    let origins = match origins {
+        CorsOrigins::Any => AllowOrigin::any(),
+        CorsOrigins::List(list) => AllowOrigin::list(list.iter().filter_map(|origin| origin.parse().ok())),
+    };
+    CorsLayer::new()
+        .allow_origin(origins)
+        .allow_methods([Method::GET, Method::POST, Method::PATCH, Method::DELETE])
+        .allow_headers([AUTHORIZATION, CONTENT_TYPE, HeaderName::from_static("x-request-id")])
+        .expose_headers(["link", "retry-after", "x-auth-reason", "x-request-id"].map(HeaderName::from_static))
+        .max_age(std::time::Duration::from_hours(1))
+}

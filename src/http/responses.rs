@@ -1,0 +1,112 @@
+//! The refusals that many routes share, for the OpenAPI document.
+
+use std::collections::BTreeMap;
+
+use utoipa::openapi::response::{Response, ResponseBuilder};
+use utoipa::openapi::{ContentBuilder, Header, Object, Ref, RefOr, Type};
+use utoipa::{IntoResponses, ToSchema};
+
+/// 400, 413 and 422: the body is not what was asked for.
+pub(super) struct BodyErrors;
+/// 422: a parameter is not what was asked for.
+pub(super) struct ParameterErrors;
+/// 401: no token, or not a good one.
+pub(super) struct Unauthorized;
+/// 403: the bearer is no administrator.
+pub(super) struct Forbidden;
+/// 404: no such user or session.
+pub(super) struct NotFound;
+/// 429: too many attempts.
+pub(super) struct Throttled;
+/// 503: overloaded, or without its database.
+pub(super) struct Unavailable;
+
+/// One problem with a request, as pydantic describes it.
+#[derive(ToSchema)]
+#[schema(as = Problem)]
+#[expect(dead_code, reason = "describes http::validation::Problem to readers of the document")]
+pub(super) struct ProblemSchema {
+    #[schema(example = "missing")]
+    r#type: String,
+    /// Where: `["body", "email"]`.
+    #[schema(value_type = Vec<Object>)]
+    loc: Vec<()>,
+    #[schema(example = "Field required")]
+    msg: String,
+    /// What was sent, with passwords masked.
+    #[schema(value_type = Object, nullable)]
+    input: (),
+    #[schema(value_type = Option<Object>)]
+    ctx: Option<()>,
+}
+
+/// The body of a 422.
+#[derive(ToSchema)]
+#[schema(as = Problems)]
+#[expect(dead_code, reason = "as above")]
+pub(super) struct ProblemsSchema {
+    detail: Vec<ProblemSchema>,
+}
+
+type Responses = BTreeMap<String, RefOr<Response>>;
+
+fn refusal(description: &str, schema: &str, headers: &[&str]) -> RefOr<Response> {
+    let schema = Ref::from_schema_name(schema);
+    let content = ContentBuilder::new().schema(Some(schema)).build();
+    let mut builder = ResponseBuilder::new().description(description).content("application/json", content);
+    for name in headers {
+        let text = Object::with_type(Type::String);
+        builder = builder.header(*name, Header::new(text));
+    }
+    builder.build().into()
+}
+
+fn one(status: &str, description: &str, headers: &[&str]) -> Responses {
+    BTreeMap::from([(status.to_owned(), refusal(description, "Detail", headers))])
+}
+
+impl IntoResponses for BodyErrors {
+    fn responses() -> Responses {
+        BTreeMap::from([
+            ("400".to_owned(), refusal("The body cannot be read", "Detail", &[])),
+            ("413".to_owned(), refusal("The body is larger than 64 KiB", "Detail", &[])),
+            ("422".to_owned(), refusal("The body is not what was asked for", "Problems", &[])),
+        ])
+    }
+}
+
+impl IntoResponses for ParameterErrors {
+    fn responses() -> Responses {
+        BTreeMap::from([("422".to_owned(), refusal("A parameter is not what was asked for", "Problems", &[]))])
+    }
+}
+
+impl IntoResponses for Unauthorized {
+    fn responses() -> Responses {
+        one("401", "Credentials or token refused", &["WWW-Authenticate", "X-Auth-Reason"])
+    }
+}
+
+impl IntoResponses for Forbidden {
+    fn responses() -> Responses {
+        one("403", "Not permitted", &[])
+    }
+}
+
+impl IntoResponses for NotFound {
+    fn responses() -> Responses {
+        one("404", "Not found", &[])
+    }
+}
+
+impl IntoResponses for Throttled {
+    fn responses() -> Responses {
+        one("429", "Too many attempts", &["Retry-After"])
+    }
+}
+
+impl IntoResponses for Unavailable {
+    fn responses() -> Responses {
+        one("503", "Busy, or without its database", &["Retry-After"])
+    }
+}

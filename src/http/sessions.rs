@@ -1,0 +1,77 @@
+//! `/auth/sessions`: where somebody is signed in, and ending it.
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::Serialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::error::ApiError;
+use super::extract::{BearerToken, Client, Json};
+use super::responses::{NotFound, Unauthorized, Unavailable};
+use crate::app::App;
+use crate::db;
+use crate::domain::ids::SessionId;
+use crate::error::Error;
+use crate::service::{sessions, users};
+
+/// A session that can still refresh.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Session {
+    id: Uuid,
+    /// RFC 3339, UTC.
+    #[schema(format = DateTime)]
+    created_at: String,
+    /// When it was opened or last refreshed.
+    #[schema(format = DateTime)]
+    last_seen_at: String,
+    user_agent: Option<String>,
+    /// The address it was opened from.
+    #[schema(example = "203.0.113.9")]
+    ip: Option<String>,
+    /// Whether it is the caller's.
+    current: bool,
+}
+
+impl Session {
+    pub(super) fn new(session: db::sessions::Session, current: Option<SessionId>) -> Self {
+        let time = |time: DateTime<Utc>| time.to_rfc3339_opts(SecondsFormat::Secs, true);
+        Self {
+            id: session.id.0,
+            created_at: time(session.created_at),
+            last_seen_at: time(session.last_seen_at),
+            user_agent: session.user_agent,
+            ip: session.ip.map(|ip| ip.to_string()),
+            current: current == Some(session.id),
+        }
+    }
+}
+
+/// Where the bearer is signed in
+#[utoipa::path(get, path = "/auth/sessions", tag = "sessions",
+    security(("bearer" = [])),
+    responses((status = 200, description = "Latest first", body = Vec<Session>), Unauthorized, Unavailable))]
+pub(super) async fn list(State(app): State<App>, bearer: BearerToken) -> Result<Json<Vec<Session>>, ApiError> {
+    let bearer = users::authenticate(&app, bearer.as_deref()).await?;
+    let sessions = sessions::list(&app, &bearer).await?;
+    Ok(Json(sessions.into_iter().map(|session| Session::new(session, bearer.session_id)).collect()))
+}
+
+/// Sign out somewhere
+#[utoipa::path(delete, path = "/auth/sessions/{id}", tag = "sessions",
+    security(("bearer" = [])),
+    params(("id" = Uuid, Path)),
+    responses((status = 204, description = "Ended"), Unauthorized, NotFound, Unavailable))]
+pub(super) async fn end(
+    State(app): State<App>,
+    bearer: BearerToken,
+    Client(device): Client,
+    Path(id): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    let bearer = users::authenticate(&app, bearer.as_deref()).await?;
+    // What is no session id is nobody's session.
+    let id = Uuid::try_parse(&id).map_err(|_| Error::NotFound)?;
+    sessions::end(&app, &bearer, SessionId(id), &device).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

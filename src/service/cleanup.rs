@@ -1,0 +1,107 @@
+//! Deleting what has expired: off the request path, in small steps, on one replica at a time.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use sqlx::{PgConnection, PgPool};
+
+use crate::app::App;
+use crate::db;
+use crate::db::maintenance;
+
+/// Rows a step looks at.
+const STEP: i64 = 2000;
+
+/// What a clean-up deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    pub tokens: i64,
+    pub sessions: u64,
+    pub throttle_buckets: u64,
+}
+
+/// How far to look for expired tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// To the first step without any: tokens expire in about the order of their ids.
+    Usual,
+    /// Through the whole table.
+    Full,
+}
+
+/// Cleans up, unless another replica is at it: then `None`.
+pub async fn clean_up(
+    pool: &PgPool,
+    now: DateTime<Utc>,
+    history: TimeDelta,
+    depth: Depth,
+) -> sqlx::Result<Option<Report>> {
+    let mut connection = pool.acquire().await?;
+    if !maintenance::try_lock(&mut connection).await? {
+        return Ok(None);
+    }
+    let report = delete_all(&mut connection, now, history, depth).await;
+    if maintenance::unlock(&mut connection).await.is_err() {
+        // The lock goes with the connection.
+        connection.detach();
+    }
+    let throttle_buckets = db::throttle::delete_full(pool, now).await?;
+    report.map(|report| Some(Report { throttle_buckets, ..report }))
+}
+
+async fn delete_all(
+    connection: &mut PgConnection,
+    now: DateTime<Utc>,
+    history: TimeDelta,
+    depth: Depth,
+) -> sqlx::Result<Report> {
+    let mut report = Report::default();
+    let mut after = 0;
+    loop {
+        let step = maintenance::delete_expired_tokens(&mut *connection, after, STEP, now).await?;
+        report.tokens += step.deleted;
+        after = step.last_id;
+        if step.seen < STEP || (step.deleted == 0 && depth == Depth::Usual) {
+            break;
+        }
+    }
+    loop {
+        let deleted = maintenance::delete_ended_sessions(&mut *connection, now - history, STEP).await?;
+        report.sessions += deleted;
+        if deleted == 0 {
+            return Ok(report);
+        }
+    }
+}
+
+/// Cleans up for ever, at jittered intervals, so that replicas do not wake at once. Tells the password gate, too, which
+/// bcrypt hashes are left.
+pub async fn run(app: App) {
+    loop {
+        look_for_legacy_hashes(&app).await;
+        let Some(interval) = app.config.cleanup_interval else { return };
+        tokio::time::sleep(jittered(interval)).await;
+        match clean_up(&app.db, app.clock.now(), app.config.session_history, Depth::Usual).await {
+            Ok(None) => tracing::debug!("another replica is cleaning up"),
+            Ok(Some(report)) if report == Report::default() => tracing::debug!("nothing to clean up"),
+            Ok(Some(Report { tokens, sessions, throttle_buckets })) => {
+                tracing::info!(tokens, sessions, throttle_buckets, "cleaned up");
+            }
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "clean-up failed; it will be tried again");
+            }
+        }
+    }
+}
+
+/// Tells the password gate how dear the bcrypt hashes are that the Python service has left, if any.
+pub async fn look_for_legacy_hashes(app: &App) {
+    match db::users::highest_bcrypt_cost(&app.db).await {
+        Ok(cost) => app.hasher.set_legacy_cost(cost.and_then(|digits| digits.parse().ok())).await,
+        Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "could not look for bcrypt hashes"),
+    }
+}
+
+fn jittered(interval: Duration) -> Duration {
+    interval.mul_f64(rand::random_range(0.8..=1.2))
+}

@@ -1,0 +1,52 @@
+//! A user's sessions: seeing them and ending them.
+
+use super::audit;
+use super::users::Bearer;
+use crate::app::App;
+use crate::db;
+use crate::db::sessions::{Session, Which};
+use crate::domain::ids::{SessionId, UserId};
+use crate::domain::session::{Device, EndReason};
+use crate::error::Error;
+
+/// The bearer's own sessions that can still refresh.
+pub async fn list(app: &App, bearer: &Bearer) -> Result<Vec<Session>, Error> {
+    Ok(db::sessions::list(&app.db, bearer.account.user.id, false, app.clock.now()).await?)
+}
+
+/// Ends one of the bearer's own sessions. One that is not theirs, or not alive, is not found.
+pub async fn end(app: &App, bearer: &Bearer, id: SessionId, device: &Device) -> Result<(), Error> {
+    let user_id = bearer.account.user.id;
+    let own = bearer.session_id == Some(id);
+    let reason = if own { EndReason::Logout } else { EndReason::LoggedOutElsewhere };
+    let mut connection = app.db.acquire().await?;
+    let ended = db::sessions::end(&mut connection, user_id, Which::One(id), reason, app.clock.now()).await?;
+    if ended == 0 {
+        return Err(Error::NotFound);
+    }
+    audit("session_end", reason.as_str(), Some(user_id), Some(id), device.ip);
+    Ok(())
+}
+
+/// Any user's sessions that can still refresh, for an administrator.
+pub async fn list_of(app: &App, user_id: UserId) -> Result<Vec<Session>, Error> {
+    let sessions = db::sessions::list(&app.db, user_id, false, app.clock.now()).await?;
+    if sessions.is_empty() && !db::users::exists(&app.db, user_id).await? {
+        return Err(Error::NotFound);
+    }
+    Ok(sessions)
+}
+
+/// Ends all sessions of a user, by an administrator's order. Returns how many there were.
+pub async fn end_all_of(app: &App, user_id: UserId, device: &Device) -> Result<u64, Error> {
+    let mut transaction = app.db.begin().await?;
+    let now = app.clock.now();
+    let ended = db::sessions::end(&mut transaction, user_id, Which::All, EndReason::ByAdmin, now).await?;
+    db::refresh_tokens::revoke_sessionless(&mut *transaction, user_id, None).await?;
+    transaction.commit().await?;
+    if ended == 0 && !db::users::exists(&app.db, user_id).await? {
+        return Err(Error::NotFound);
+    }
+    audit("session_end", EndReason::ByAdmin.as_str(), Some(user_id), None, device.ip);
+    Ok(ended)
+}

@@ -1,0 +1,82 @@
+//! What a storefront sees: the service through the gateway, over HTTP.
+
+use serde_json::json;
+
+use crate::stack::{Database, Gateway, Service, client, get, post, send};
+
+#[tokio::test]
+async fn a_customers_whole_journey_works_through_the_gateway() {
+    let database = Database::create().await;
+    let service = Service::start(&database.dsn()).await;
+    let gateway = Gateway::start(&service).await;
+    let register = gateway.url("/auth/register");
+    let login = gateway.url("/auth/login");
+    let refresh = gateway.url("/auth/refresh");
+
+    let admin = json!({"email": "admin@example.com", "password": "Adm1n-pass", "role": "admin"});
+    let customer = json!({"email": "cust@example.com", "password": "Cust-pass1"});
+    for account in [&admin, &customer] {
+        let created = post(&register, account).await;
+        assert_eq!((created.status, created.body), (201, json!({"status": "created"})));
+    }
+    let again = post(&register, &customer).await;
+    assert_eq!((again.status, again.detail()), (409, "Email already registered"));
+
+    let wrong = post(&login, &json!({"email": "cust@example.com", "password": "not-this-one"})).await;
+    assert_eq!((wrong.status, wrong.detail()), (401, "Invalid credentials"));
+    assert_eq!(wrong.header("www-authenticate"), Some("Bearer"));
+
+    let signed_in = post(&login, &customer).await;
+    assert_eq!(signed_in.status, 200, "{signed_in:?}");
+    assert_eq!(signed_in.body["token_type"], "bearer");
+    assert_eq!(signed_in.header("cache-control"), Some("no-store"));
+    let first = signed_in.text("refresh_token");
+
+    let me = send(client().get(gateway.url("/users/me")).bearer_auth(signed_in.text("access_token"))).await;
+    assert_eq!((me.status, me.body), (200, json!({"id": 2, "email": "cust@example.com", "role": "customer"})));
+
+    let rotated = post(&refresh, &json!({"refresh_token": first})).await;
+    assert_eq!(rotated.status, 200, "{rotated:?}");
+    let second = rotated.text("refresh_token");
+    assert_ne!(first, second);
+
+    let old = post(&refresh, &json!({"refresh_token": first})).await;
+    assert_eq!((old.status, old.detail()), (401, "Refresh token not valid"));
+
+    let out = post(&gateway.url("/auth/logout"), &json!({"refresh_token": second})).await;
+    assert_eq!((out.status, out.body), (200, json!({"status": "ok"})));
+
+    let after = post(&refresh, &json!({"refresh_token": second})).await;
+    assert_eq!((after.status, after.detail()), (401, "Refresh token not valid"));
+
+    let users = get(&gateway.url("/users/")).await;
+    assert_eq!(users.status, 200);
+    assert_eq!(
+        users.body,
+        json!([
+            {"id": 1, "email": "admin@example.com", "role": "admin"},
+            {"id": 2, "email": "cust@example.com", "role": "customer"},
+        ])
+    );
+}
+
+#[tokio::test]
+async fn a_request_id_comes_back_through_the_gateway_and_stands_in_the_log() {
+    let database = Database::create().await;
+    let service = Service::start(&database.dsn()).await;
+    let gateway = Gateway::start(&service).await;
+    let url = gateway.url("/auth/health");
+
+    let given = send(client().get(&url).header("x-request-id", "order-4711")).await;
+    assert_eq!(given.header("x-request-id"), Some("order-4711"));
+
+    let [one, other] = [get(&url).await, get(&url).await];
+    let made = one.header("x-request-id").expect("a request without an id is given one");
+    assert!(!made.is_empty());
+    assert_ne!(Some(made), other.header("x-request-id"));
+
+    let log = service.log();
+    for id in ["order-4711", made] {
+        assert!(log.contains(id), "{id} does not stand in the log:\n{log}");
+    }
+}

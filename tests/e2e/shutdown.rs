@@ -1,0 +1,52 @@
+//! How the process ends.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpStream,
+    time::{Duration, Instant},
+};
+
+use crate::stack::{Database, Service};
+
+#[tokio::test]
+async fn sigterm_lets_a_request_in_flight_finish_takes_no_further_one_and_exits_zero() {
+    let database = Database::create().await;
+    let mut service = Service::start(&database.dsn()).await;
+    // A client that is merely connected must not hold it up.
+    let _idle = TcpStream::connect(service.address).expect("the service takes connections");
+
+    // In flight for certain: the service has asked for the body, and does not have it yet.
+    let body = r#"{"email":"cust@example.com","password":"Cust-pass1"}"#;
+    let mut stream = TcpStream::connect(service.address).expect("the service takes connections");
+    stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a stream has a timeout");
+    write!(
+        stream,
+        "POST /auth/register HTTP/1.1\r\nHost: auth\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+         Expect: 100-continue\r\n\r\n",
+        body.len()
+    )
+    .expect("the service reads");
+    let mut answer = BufReader::new(stream.try_clone().expect("a stream has a second handle"));
+    let mut line = String::new();
+    answer.read_line(&mut line).expect("the service asks for the body");
+    assert!(line.starts_with("HTTP/1.1 100"), "{line}");
+
+    service.terminate();
+    let begin = Instant::now();
+    while TcpStream::connect(service.address).is_ok() {
+        assert!(begin.elapsed() < Duration::from_secs(5), "it goes on taking connections");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+
+    stream.write_all(body.as_bytes()).expect("the request in flight is still read");
+    let mut rest = String::new();
+    answer.read_to_string(&mut rest).expect("the answer comes, and the connection is closed");
+    assert!(rest.contains("HTTP/1.1 201 "), "{rest}");
+    assert!(rest.ends_with(r#"{"status":"created"}"#), "{rest}");
+    assert_eq!(service.exit_code(Duration::from_secs(10)).await, 0, "{}", service.log());
+
+    let mut connection = database.connect().await;
+    let users: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM users").fetch_one(&mut connection).await.expect("the table is there");
+    assert_eq!(users, 1);
+}

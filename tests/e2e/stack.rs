@@ -1,0 +1,482 @@
+//! What the tests stand on: a database of their own, the service as a process, the gateway, a line to the database that
+//! can be cut. All of it is on loopback, and ends with the value that stands for it.
+
+use std::{
+    fs::File,
+    io::Write as _,
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use reqwest::header::HeaderMap;
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, postgres::PgConnectOptions};
+
+/// What the services of a test sign with, unless it says otherwise.
+pub(crate) const SECRET: &str = "known-to-the-end-to-end-tests-only";
+
+/// How long anything may take to come up, on a machine that is busy with the other tests.
+const START: Duration = Duration::from_secs(30);
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// A name no other test has, in this process or another.
+fn unique(kind: &str) -> String {
+    format!("e2e_{kind}_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A file of this test's own below `target/`, where it stays for whoever looks into a failure.
+pub(crate) fn scratch(kind: &str, ending: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.{ending}", unique(kind)))
+}
+
+/// A program of the virtual environment.
+pub(crate) fn installed(program: &str) -> PathBuf {
+    let venv = std::env::var_os("AUTH_E2E_VENV")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/e2e-venv"), PathBuf::from);
+    let program = venv.join("bin").join(program);
+    assert!(program.exists(), "{} is missing: scripts/test installs it", program.display());
+    program
+}
+
+fn free_address() -> SocketAddr {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .and_then(|listener| listener.local_addr())
+        .expect("loopback has a free port")
+}
+
+// --- Database ---------------------------------------------------------------------------------------------------------
+
+/// An empty database, dropped with the value.
+pub(crate) struct Database {
+    server: PgConnectOptions,
+    name: String,
+}
+
+impl Database {
+    pub(crate) async fn create() -> Self {
+        let server: PgConnectOptions = std::env::var_os("DATABASE_URL")
+            .and_then(|url| url.into_string().ok())
+            .expect("DATABASE_URL is set: run the tests by scripts/test")
+            .parse()
+            .expect("DATABASE_URL is a PostgreSQL URL");
+        let name = unique("database");
+        execute(&server, format!("CREATE DATABASE {name}")).await;
+        Self { server, name }
+    }
+
+    fn options(&self) -> PgConnectOptions {
+        self.server.clone().database(&self.name)
+    }
+
+    pub(crate) async fn connect(&self) -> PgConnection {
+        self.options().connect().await.expect("the database answers")
+    }
+
+    pub(crate) fn dsn(&self) -> String {
+        dsn(&self.options())
+    }
+
+    /// The same database, reached through `line`.
+    pub(crate) fn dsn_through(&self, line: &Line) -> String {
+        dsn(&self.options().host("127.0.0.1").port(line.port))
+    }
+
+    pub(crate) fn server_address(&self) -> (String, u16) {
+        (self.server.get_host().to_owned(), self.server.get_port())
+    }
+}
+
+fn dsn(options: &PgConnectOptions) -> String {
+    let mut url = options.to_url_lossy();
+    url.set_query(None);
+    url.to_string()
+}
+
+async fn execute(server: &PgConnectOptions, statement: String) {
+    let mut connection = server.connect().await.expect("the server of DATABASE_URL answers");
+    sqlx::raw_sql(AssertSqlSafe(statement))
+        .execute(&mut connection)
+        .await
+        .expect("a database can be created and dropped");
+    connection.close().await.ok();
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let server = self.server.clone();
+        let statement = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name);
+        // A test may be at its end inside a runtime, where nothing can be waited for.
+        let _ = thread::spawn(move || {
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime starts")
+                .block_on(execute(&server, statement));
+        })
+        .join();
+    }
+}
+
+// --- Processes --------------------------------------------------------------------------------------------------------
+
+/// A process of ours, killed with the value.
+struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    fn spawn(command: &mut Command, kind: &str) -> Self {
+        let log = scratch(kind, "log");
+        let file = File::create(&log).expect("target/ takes files");
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().expect("a file has a second handle"))
+            .stderr(file)
+            .spawn()
+            .expect("the program starts");
+        Self { child, log }
+    }
+
+    fn exit_code(&mut self) -> Option<i32> {
+        self.child.try_wait().expect("a child can be waited for").map(|status| status.code().unwrap_or(-1))
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// Waits for `url` to answer 200. `Err` is what the process wrote, if it ended meanwhile.
+async fn answering(process: &mut Process, url: &str) -> Result<(), String> {
+    let client = client();
+    let begin = Instant::now();
+    loop {
+        if let Some(code) = process.exit_code() {
+            return Err(format!("ended with code {code}:\n{}", process.log()));
+        }
+        if let Ok(answer) = client.get(url).send().await
+            && answer.status() == 200
+        {
+            return Ok(());
+        }
+        assert!(begin.elapsed() < START, "{url} does not answer:\n{}", process.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// `auth serve` in development, with `SECRET`, on a free port.
+pub(crate) struct Service {
+    process: Process,
+    pub(crate) address: SocketAddr,
+}
+
+impl Service {
+    pub(crate) async fn start(dsn: &str) -> Self {
+        Self::start_with(dsn, &[]).await
+    }
+
+    /// With further settings, which win over those of `start`.
+    pub(crate) async fn start_with(dsn: &str, settings: &[(&str, &str)]) -> Self {
+        let mut failure = String::new();
+        for _ in 0..3 {
+            let address = free_address();
+            let mut process = Process::spawn(
+                auth()
+                    .arg("serve")
+                    .env("APP_ENV", "development")
+                    .env("POSTGRES_DSN", dsn)
+                    .env("JWT_SECRET", SECRET)
+                    .env("LISTEN_ADDR", address.to_string())
+                    .envs(settings.iter().copied()),
+                "service",
+            );
+            // Another process may have taken the port since; then it ends at once, and the next one is tried.
+            match answering(&mut process, &format!("http://{address}/auth/health")).await {
+                Ok(()) => return Self { process, address },
+                Err(words) => failure = words,
+            }
+        }
+        panic!("the service {failure}");
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// Asks it to stop, as a container engine does.
+    pub(crate) fn terminate(&self) {
+        let sent = Command::new("sh")
+            .args(["-c", "kill -TERM \"$0\"", &self.process.child.id().to_string()])
+            .status()
+            .expect("a shell starts");
+        assert!(sent.success(), "the service is there to be stopped");
+    }
+
+    /// Its exit code, once it has ended by itself.
+    pub(crate) async fn exit_code(&mut self, within: Duration) -> i32 {
+        let begin = Instant::now();
+        loop {
+            if let Some(code) = self.process.exit_code() {
+                return code;
+            }
+            assert!(begin.elapsed() < within, "the service does not end:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    pub(crate) fn log(&self) -> String {
+        self.process.log()
+    }
+}
+
+/// The binary, seeing nothing of this process's environment.
+pub(crate) fn auth() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_auth"));
+    command.env_clear();
+    command
+}
+
+/// Traefik with the routers of `deploy/docker-compose.yaml`, in front of one service.
+pub(crate) struct Gateway {
+    _process: Process,
+    address: SocketAddr,
+}
+
+impl Gateway {
+    pub(crate) async fn start(service: &Service) -> Self {
+        let address = free_address();
+        let routes = scratch("gateway", "yaml");
+        std::fs::write(
+            &routes,
+            format!(
+                "http:\n  \
+                   routers:\n    \
+                     auth:\n      \
+                       entryPoints: [web]\n      \
+                       rule: PathPrefix(`/auth`) || PathPrefix(`/users`)\n      \
+                       service: auth\n  \
+                   services:\n    \
+                     auth:\n      \
+                       loadBalancer:\n        \
+                         servers:\n          \
+                           - url: http://{}\n",
+                service.address
+            ),
+        )
+        .expect("target/ takes files");
+        let mut process = Process::spawn(
+            Command::new(installed("traefik")).args([
+                "--global.checkNewVersion=false",
+                "--global.sendAnonymousUsage=false",
+                &format!("--entryPoints.web.address={address}"),
+                &format!("--providers.file.filename={}", routes.display()),
+                "--providers.file.watch=false",
+            ]),
+            "gateway",
+        );
+        if let Err(words) = answering(&mut process, &format!("http://{address}/auth/health")).await {
+            panic!("the gateway {words}");
+        }
+        Self { _process: process, address }
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+}
+
+// --- A line that can be cut -------------------------------------------------------------------------------------------
+
+/// Carries connections to the database until it is cut; then it refuses them, as a stopped server does.
+pub(crate) struct Line {
+    port: u16,
+    wanted: Arc<AtomicBool>,
+    whole: Arc<AtomicBool>,
+    ended: Arc<AtomicBool>,
+    carrier: Option<JoinHandle<()>>,
+}
+
+impl Line {
+    pub(crate) fn to((host, port): (String, u16)) -> Self {
+        let address = free_address();
+        let [wanted, whole, ended] = [true, false, false].map(|flag| Arc::new(AtomicBool::new(flag)));
+        let flags = (wanted.clone(), whole.clone(), ended.clone());
+        let carrier = thread::spawn(move || carry(address, &host, port, &flags));
+        let line = Self { port: address.port(), wanted, whole, ended, carrier: Some(carrier) };
+        line.set(true);
+        line
+    }
+
+    pub(crate) fn cut(&self) {
+        self.set(false);
+    }
+
+    pub(crate) fn mend(&self) {
+        self.set(true);
+    }
+
+    fn set(&self, whole: bool) {
+        self.wanted.store(whole, Ordering::SeqCst);
+        let begin = Instant::now();
+        while self.whole.load(Ordering::SeqCst) != whole {
+            assert!(begin.elapsed() < START, "the line does not obey");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::SeqCst);
+        if let Some(carrier) = self.carrier.take() {
+            carrier.join().ok();
+        }
+    }
+}
+
+type Flags = (Arc<AtomicBool>, Arc<AtomicBool>, Arc<AtomicBool>);
+
+fn carry(address: SocketAddr, host: &str, port: u16, (wanted, whole, ended): &Flags) {
+    let open: Arc<Mutex<Vec<TcpStream>>> = Arc::default();
+    let close_all = || {
+        for stream in open.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            stream.shutdown(Shutdown::Both).ok();
+        }
+    };
+    let mut listener = None;
+    while !ended.load(Ordering::SeqCst) {
+        if !wanted.load(Ordering::SeqCst) {
+            listener = None;
+            close_all();
+        } else if listener.is_none() {
+            listener = TcpListener::bind(address).ok();
+        }
+        whole.store(listener.is_some(), Ordering::SeqCst);
+        let Some(listener) = &listener else {
+            thread::sleep(Duration::from_millis(5));
+            continue;
+        };
+        listener.set_nonblocking(true).expect("a listener can be polled");
+        let Ok((near, _)) = listener.accept() else {
+            thread::sleep(Duration::from_millis(2));
+            continue;
+        };
+        near.set_nonblocking(false).expect("a stream can block");
+        let far = TcpStream::connect((host, port)).expect("the database takes connections");
+        let ends = [(&near, &far), (&far, &near)]
+            .map(|(from, to)| [from, to].map(|end| end.try_clone().expect("a stream has a second handle")));
+        for [mut from, mut to] in ends {
+            thread::spawn(move || {
+                std::io::copy(&mut from, &mut to).ok();
+                to.shutdown(Shutdown::Both).ok();
+            });
+        }
+        open.lock().unwrap_or_else(PoisonError::into_inner).extend([near, far]);
+    }
+    close_all();
+}
+
+// --- Requests ---------------------------------------------------------------------------------------------------------
+
+pub(crate) fn client() -> reqwest::Client {
+    reqwest::Client::builder()
+        .no_proxy()
+        .timeout(Duration::from_mins(1))
+        .redirect(reqwest::redirect::Policy::none())
+        .build()
+        .expect("a client without TLS needs nothing")
+}
+
+/// An answer with its body read. A body that is not JSON stands as a string.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Value,
+}
+
+impl Answer {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// A string of the body, such as a token.
+    pub(crate) fn text(&self, name: &str) -> String {
+        self.body[name].as_str().unwrap_or_else(|| panic!("{name} is missing in {self:?}")).to_owned()
+    }
+
+    pub(crate) fn detail(&self) -> &str {
+        self.body["detail"].as_str().unwrap_or_default()
+    }
+}
+
+pub(crate) async fn send(request: reqwest::RequestBuilder) -> Answer {
+    let answer = request.send().await.expect("an answer comes");
+    let status = answer.status().as_u16();
+    let headers = answer.headers().clone();
+    let text = answer.text().await.expect("the body comes whole");
+    let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
+    Answer { status, headers, body }
+}
+
+pub(crate) async fn get(url: &str) -> Answer {
+    send(client().get(url)).await
+}
+
+pub(crate) async fn post(url: &str, body: &Value) -> Answer {
+    send(client().post(url).json(body)).await
+}
+
+/// Runs a program to its end and gives its exit code, standard output and standard error.
+pub(crate) fn finish(command: &mut Command, input: &str, within: Duration) -> (i32, String, String) {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut stdin = child.stdin.take().expect("BUG: it is piped");
+    // It may end without having read it.
+    stdin.write_all(input.as_bytes()).ok();
+    drop(stdin);
+    let stdout = reading(child.stdout.take().expect("BUG: it is piped"));
+    let stderr = reading(child.stderr.take().expect("BUG: it is piped"));
+    let begin = Instant::now();
+    let code = loop {
+        if let Some(status) = child.try_wait().expect("a child can be waited for") {
+            break status.code().unwrap_or(-1);
+        }
+        if begin.elapsed() > within {
+            child.kill().ok();
+            child.wait().ok();
+            panic!("{command:?} does not end within {within:?}");
+        }
+        thread::sleep(Duration::from_millis(10));
+    };
+    let text = |reader: JoinHandle<String>| reader.join().expect("the reader ends with the program");
+    (code, text(stdout), text(stderr))
+}
+
+fn reading(mut pipe: impl std::io::Read + Send + 'static) -> JoinHandle<String> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        pipe.read_to_end(&mut bytes).ok();
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
