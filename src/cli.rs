@@ -332,7 +332,7 @@ async fn user(command: UserCommand) -> Result<(), CliError> {
             let (email, role) = (email(&who.email)?, role(&role_name)?);
             let pool = pool(&who.database)?;
             let hash = hash(&password)?;
-            match db::users::insert(&pool, &email, &hash, &role, now).await? {
+            match db::users::insert(&pool, &email, &hash, &role, &[], now).await? {
                 Some(id) => say(&format!("created user {id} ({})", role.as_str())),
                 None => Err(CliError::Failed(format!("{} is already registered", who.email))),
             }

@@ -4,12 +4,19 @@
 use chrono::{DateTime, Utc};
 use sqlx::PgPool;
 
-use crate::domain::throttle::{BucketKey, Limit};
+use crate::domain::throttle::Bucket;
+
+/// Keys and intervals of buckets, as arrays for a statement.
+pub(super) fn columns(buckets: &[Bucket]) -> (Vec<Vec<u8>>, Vec<f64>) {
+    buckets.iter().map(|bucket| (bucket.key.0.clone(), bucket.limit.interval.as_seconds_f64())).unzip()
+}
 
 /// Counts one event in each bucket, in one statement; buckets are locked in one order.
-pub async fn count(pool: &PgPool, buckets: &[(BucketKey, Limit)], now: DateTime<Utc>) -> sqlx::Result<()> {
-    let keys: Vec<Vec<u8>> = buckets.iter().map(|(key, _)| key.0.clone()).collect();
-    let seconds: Vec<f64> = buckets.iter().map(|(_, limit)| limit.interval.as_seconds_f64()).collect();
+pub async fn count(pool: &PgPool, buckets: &[Bucket], now: DateTime<Utc>) -> sqlx::Result<()> {
+    if buckets.is_empty() {
+        return Ok(());
+    }
+    let (keys, seconds) = columns(buckets);
     sqlx::query!(
         r"
         INSERT INTO auth_throttle AS bucket (key, tat)

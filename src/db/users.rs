@@ -1,13 +1,14 @@
 //! `users`.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDateTime, Utc};
 use sqlx::{PgExecutor, PgPool};
 
+use super::throttle;
 use crate::domain::email::Email;
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::password::PasswordHash;
 use crate::domain::role::Role;
-use crate::domain::throttle::BucketKey;
+use crate::domain::throttle::Bucket;
 
 /// A user as others see one.
 #[derive(Clone, Debug)]
@@ -29,15 +30,16 @@ pub struct Account {
 #[derive(Debug)]
 pub struct Lookup {
     pub account: Option<Account>,
-    /// The theoretical arrival times of the two buckets that were asked for.
-    pub tats: [Option<DateTime<Utc>>; 2],
+    /// The theoretical arrival time of each bucket that was asked for.
+    pub tats: Vec<Option<DateTime<Utc>>>,
 }
 
 /// Finds the account of an address and reads the throttle's buckets in the same round trip.
 ///
 /// Case is ignored. Where an adopted database holds two spellings, the exact one is preferred, then the lower-cased
 /// one, then the oldest. (`lower()` of the server knows only what its locale knows, hence both lower-cased forms.)
-pub async fn look_up(pool: &PgPool, email: &Email, buckets: [&BucketKey; 2]) -> sqlx::Result<Lookup> {
+pub async fn look_up(pool: &PgPool, email: &Email, buckets: &[Bucket]) -> sqlx::Result<Lookup> {
+    let (keys, _) = throttle::columns(buckets);
     let row = sqlx::query!(
         r#"
         SELECT
@@ -45,8 +47,11 @@ pub async fn look_up(pool: &PgPool, email: &Email, buckets: [&BucketKey; 2]) -> 
             found.email AS "email?",
             found.role AS "role?: Role",
             found.password_hash AS "password_hash?: PasswordHash",
-            (SELECT tat FROM auth_throttle WHERE key = $3) AS first_tat,
-            (SELECT tat FROM auth_throttle WHERE key = $4) AS second_tat
+            ARRAY(
+                SELECT tat FROM unnest($3::bytea[]) WITH ORDINALITY AS asked (key, position)
+                LEFT JOIN auth_throttle USING (key)
+                ORDER BY position
+            ) AS "tats!: Vec<Option<NaiveDateTime>>"
         FROM (SELECT) AS always
         LEFT JOIN LATERAL (
             SELECT id, email, role, password_hash
@@ -58,8 +63,7 @@ pub async fn look_up(pool: &PgPool, email: &Email, buckets: [&BucketKey; 2]) -> 
         "#,
         email.as_str(),
         email.lowered(),
-        buckets[0].0,
-        buckets[1].0,
+        &keys,
     )
     .fetch_one(pool)
     .await?;
@@ -69,7 +73,8 @@ pub async fn look_up(pool: &PgPool, email: &Email, buckets: [&BucketKey; 2]) -> 
         }
         _ => None,
     };
-    Ok(Lookup { account, tats: [row.first_tat, row.second_tat].map(|tat| tat.map(|tat| tat.and_utc())) })
+    let tats = row.tats.into_iter().map(|tat| tat.map(|tat| tat.and_utc())).collect();
+    Ok(Lookup { account, tats })
 }
 
 /// Finds an account by its address; see [`look_up`] for which.
@@ -92,10 +97,11 @@ pub async fn find(executor: impl PgExecutor<'_>, email: &Email) -> sqlx::Result<
 
 /// The user an access token speaks for: the one whose address is its subject, as long as the token's session lives.
 /// Tokens of the Python service name no session.
-pub async fn of_bearer(pool: &PgPool, subject: &str, session_id: Option<SessionId>) -> sqlx::Result<Option<Account>> {
-    sqlx::query!(
+pub async fn of_bearer(pool: &PgPool, subject: &str, session_id: Option<SessionId>) -> sqlx::Result<Option<User>> {
+    sqlx::query_as!(
+        User,
         r#"
-        SELECT id AS "id: UserId", email, role AS "role: Role", password_hash AS "password_hash: PasswordHash"
+        SELECT id AS "id: UserId", email, role AS "role: Role"
         FROM users
         WHERE email = $1
           AND ($2::uuid IS NULL OR EXISTS (
@@ -108,12 +114,6 @@ pub async fn of_bearer(pool: &PgPool, subject: &str, session_id: Option<SessionI
     )
     .fetch_optional(pool)
     .await
-    .map(|row| {
-        row.map(|row| Account {
-            user: User { id: row.id, email: row.email, role: row.role },
-            password_hash: row.password_hash,
-        })
-    })
 }
 
 /// Whether there is such a user.
@@ -124,16 +124,26 @@ pub async fn exists(executor: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<b
 }
 
 /// Adds a user unless the address is taken in any spelling; `None` says it is. Among concurrent registrations the
-/// unique constraint decides, since new addresses are stored lower-cased.
+/// unique constraint decides, since new addresses are stored lower-cased. The attempt is counted in `buckets` either way.
 pub async fn insert(
     executor: impl PgExecutor<'_>,
     email: &Email,
     password_hash: &PasswordHash,
     role: &Role,
+    buckets: &[Bucket],
     now: DateTime<Utc>,
 ) -> sqlx::Result<Option<UserId>> {
+    let (keys, seconds) = throttle::columns(buckets);
     sqlx::query_scalar!(
         r#"
+        WITH counted AS (
+            INSERT INTO auth_throttle AS bucket (key, tat)
+            SELECT key, $4::timestamp + make_interval(secs => seconds)
+            FROM unnest($5::bytea[], $6::float8[]) AS event (key, seconds)
+            ORDER BY key
+            ON CONFLICT ON CONSTRAINT auth_throttle_pkey
+            DO UPDATE SET tat = greatest(bucket.tat, $4::timestamp) + (excluded.tat - $4::timestamp)
+        )
         INSERT INTO users (email, password_hash, role, created_at, updated_at)
         SELECT $1::text, $2, $3, $4, $4
         WHERE NOT EXISTS (SELECT FROM users WHERE lower(email) = $1::text)
@@ -144,6 +154,8 @@ pub async fn insert(
         password_hash as _,
         role as _,
         now.naive_utc(),
+        &keys,
+        &seconds,
     )
     .fetch_optional(executor)
     .await

@@ -26,6 +26,13 @@ impl Limit {
     }
 }
 
+/// A bucket and its limit: what an event is counted in.
+#[derive(Clone, Debug)]
+pub struct Bucket {
+    pub key: BucketKey,
+    pub limit: Limit,
+}
+
 /// The name of a bucket: a digest, so that the table holds neither addresses nor e-mails.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BucketKey(pub Vec<u8>);

@@ -9,9 +9,9 @@ use std::time::Duration;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tower::Service as _;
 
 use super::{Peer, Service, service};
@@ -31,6 +31,8 @@ pub async fn serve(app: App, listener: TcpListener, shutdown: impl Future<Output
     let service = service(app.clone());
     let connections = Arc::new(Semaphore::new(app.config.max_connections));
     let graceful = GracefulShutdown::new();
+    // Dropped at shutdown, which is what connections that have not said anything yet wait for.
+    let (open, closing) = watch::channel(());
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
         let accepted = async {
@@ -45,7 +47,7 @@ pub async fn serve(app: App, listener: TcpListener, shutdown: impl Future<Output
         match (accepted, permit) {
             (Ok((stream, peer)), Ok(permit)) => {
                 let connection = Connection { app: app.clone(), service: service.clone(), peer: Peer(peer), permit };
-                tokio::spawn(connection.serve(stream, graceful.watcher()));
+                tokio::spawn(connection.serve(stream, graceful.watcher(), closing.clone()));
             }
             (Err(error), _) => {
                 tracing::warn!(%error, "could not accept a connection");
@@ -54,7 +56,7 @@ pub async fn serve(app: App, listener: TcpListener, shutdown: impl Future<Output
             (_, Err(_closed)) => break,
         }
     }
-    drop(listener);
+    drop((listener, open));
     tracing::info!("shutting down");
     tokio::time::timeout(app.config.shutdown_grace, graceful.shutdown()).await.is_ok()
 }
@@ -67,7 +69,7 @@ struct Connection {
 }
 
 impl Connection {
-    async fn serve(self, stream: TcpStream, watcher: hyper_util::server::graceful::Watcher) {
+    async fn serve(self, stream: TcpStream, watcher: Watcher, mut closing: watch::Receiver<()>) {
         let open = &self.app.metrics.connections;
         open.inc();
         // Answers are small and written whole; waiting to fill a packet only delays them.
@@ -90,8 +92,11 @@ impl Connection {
             .max_concurrent_streams(256)
             .max_header_list_size(64 * 1024);
         let mut first_byte = [0];
-        let speaks = tokio::time::timeout(FIRST_BYTE_TIMEOUT, stream.peek(&mut first_byte)).await;
-        if matches!(speaks, Ok(Ok(1))) {
+        let speaks = tokio::select! {
+            peeked = tokio::time::timeout(FIRST_BYTE_TIMEOUT, stream.peek(&mut first_byte)) => matches!(peeked, Ok(Ok(1))),
+            _ = closing.changed() => false,
+        };
+        if speaks {
             let connection = builder.serve_connection(TokioIo::new(stream), service);
             if let Err(error) = watcher.watch(connection).await {
                 // Clients go away and send rubbish all day.

@@ -101,7 +101,7 @@ pub(super) async fn list(
     security(("bearer" = [])),
     responses((status = 200, description = "The user the token speaks for", body = User), Unauthorized, Unavailable))]
 pub(super) async fn me(State(app): State<App>, bearer: BearerToken) -> Result<Json<User>, ApiError> {
-    Ok(Json(users::authenticate(&app, bearer.as_deref()).await?.account.user.into()))
+    Ok(Json(users::authenticate(&app, bearer.as_deref()).await?.user.into()))
 }
 
 /// Give a user another role

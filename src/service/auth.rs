@@ -10,6 +10,7 @@ use chrono::{DateTime, Utc};
 use super::users::Bearer;
 use super::{TokenPair, audit};
 use crate::app::App;
+use crate::config::Throttle;
 use crate::db;
 use crate::db::sessions::{NewSession, Which};
 use crate::db::users::{Account, User};
@@ -18,7 +19,7 @@ use crate::domain::ids::SessionId;
 use crate::domain::password::{Password, PasswordHash, Verdict};
 use crate::domain::role::Role;
 use crate::domain::session::{Device, EndReason};
-use crate::domain::throttle::{BucketKey, Limit};
+use crate::domain::throttle::{Bucket, BucketKey};
 use crate::domain::tokens::{Jti, RefreshToken, TokenHash};
 use crate::error::Error;
 
@@ -51,23 +52,20 @@ pub async fn register(
     }
     app.hasher.admit()?;
     let now = app.clock.now();
-    let bucket = BucketKey::register_network(device.ip);
-    let found = db::users::look_up(&app.db, email, [&bucket, &bucket]).await?;
-    let limit = app.config.throttle.map(|throttle| throttle.register_network);
-    if let Some(limit) = limit {
-        wait_for(limit, found.tats[0], now)?;
+    let throttle = app.config.throttle.iter();
+    let bucket =
+        |throttle: &Throttle| Bucket { key: BucketKey::register_network(device.ip), limit: throttle.register_network };
+    let buckets: Vec<Bucket> = throttle.map(bucket).collect();
+    let found = db::users::look_up(&app.db, email, &buckets).await?;
+    wait_for(&buckets, &found.tats, now)?;
+    if let Some(account) = found.account {
+        db::throttle::count(&app.db, &buckets, now).await?;
+        audit("register", "email_taken", Some(account.user.id), None, device.ip);
+        return Err(Error::EmailTaken);
     }
-    let created = if found.account.is_some() {
-        None
-    } else {
-        let hash = app.hasher.hash(password).await?;
-        db::users::insert(&app.db, email, &hash, role, now).await?
-    };
-    if let Some(limit) = limit {
-        db::throttle::count(&app.db, &[(bucket, limit)], now).await?;
-    }
-    let outcome = if created.is_some() { "success" } else { "email_taken" };
-    audit("register", outcome, created, None, device.ip);
+    let hash = app.hasher.hash(password).await?;
+    let created = db::users::insert(&app.db, email, &hash, role, &buckets, now).await?;
+    audit("register", if created.is_some() { "success" } else { "email_taken" }, created, None, device.ip);
     created.map(|_| ()).ok_or(Error::EmailTaken)
 }
 
@@ -87,7 +85,7 @@ pub async fn login(app: &App, email: &Email, password: Password, device: &Device
 
 async fn try_login(app: &App, email: &Email, password: &Password, device: &Device) -> Result<TokenPair, Error> {
     for _ in 0..ATTEMPTS {
-        let verified = verify_password(app, email, password, device).await?;
+        let verified = verify_password(app, "login", email, password, device).await?;
         let pair = NewPair::issue(app, &verified.account.user, SessionId::generate());
         let session = pair.session(&verified.account.user, device);
         let replacement = verified.replacement.as_ref();
@@ -109,10 +107,10 @@ pub async fn change_password(
     new: Password,
     device: &Device,
 ) -> Result<TokenPair, Error> {
-    let email = Email::from_stored(bearer.account.user.email.clone());
-    let verified = verify_password(app, &email, current, device).await?;
+    let email = Email::from_stored(bearer.user.email.clone());
+    let verified = verify_password(app, "password_change", &email, current, device).await?;
     let user = &verified.account.user;
-    if user.id != bearer.account.user.id {
+    if user.id != bearer.user.id {
         return Err(Error::InvalidCredentials);
     }
     let hash = app.hasher.hash(new).await?;
@@ -163,21 +161,25 @@ struct Verified {
 
 /// Throttle, look-up and password check: the part that logging in and changing the password share. No connection is
 /// held while the password is hashed or waits to be.
-async fn verify_password(app: &App, email: &Email, password: &Password, device: &Device) -> Result<Verified, Error> {
+async fn verify_password(
+    app: &App,
+    event: &'static str,
+    email: &Email,
+    password: &Password,
+    device: &Device,
+) -> Result<Verified, Error> {
     app.hasher.admit()?;
     let now = app.clock.now();
-    let buckets = [BucketKey::login_account(email, device.ip), BucketKey::login_network(device.ip)];
-    let found = db::users::look_up(&app.db, email, [&buckets[0], &buckets[1]]).await?;
-    let limits = app.config.throttle.map(|throttle| [throttle.login_account, throttle.login_network]);
-    if let Some(limits) = limits
-        && let Err(error) = limits.into_iter().zip(found.tats).try_for_each(|(limit, tat)| wait_for(limit, tat, now))
-    {
-        audit("login", "throttled", found.account.map(|account| account.user.id), None, device.ip);
+    let buckets: Vec<Bucket> =
+        app.config.throttle.iter().flat_map(|throttle| login_buckets(throttle, email, device)).collect();
+    let found = db::users::look_up(&app.db, email, &buckets).await?;
+    let user_id = found.account.as_ref().map(|account| account.user.id);
+    if let Err(error) = wait_for(&buckets, &found.tats, now) {
+        audit(event, "throttled", user_id, None, device.ip);
         return Err(error);
     }
     let stored = found.account.as_ref().map(|account| account.password_hash.clone());
     let checked = app.hasher.verify(password.clone(), stored).await?;
-    let user_id = found.account.as_ref().map(|account| account.user.id);
     if let (Verdict::Match { .. }, Some(account)) = (checked.verdict, found.account) {
         return Ok(Verified { account, replacement: checked.replacement });
     }
@@ -187,23 +189,24 @@ async fn verify_password(app: &App, email: &Email, password: &Password, device: 
             "the stored password hash is unusable; the user cannot sign in"
         );
     }
-    let count = async {
-        match limits {
-            Some(limits) => {
-                let events: Vec<(BucketKey, Limit)> = buckets.into_iter().zip(limits).collect();
-                db::throttle::count(&app.db, &events, now).await
-            }
-            None => Ok(()),
-        }
-    };
-    let (counted, ()) = tokio::join!(count, tokio::time::sleep(app.hasher.hold_back(&checked)));
+    let held_back = tokio::time::sleep(app.hasher.hold_back(&checked));
+    let (counted, ()) = tokio::join!(db::throttle::count(&app.db, &buckets, now), held_back);
     counted?;
-    audit("login", "invalid", user_id, None, device.ip);
+    audit(event, "invalid", user_id, None, device.ip);
     Err(Error::InvalidCredentials)
 }
 
-fn wait_for(limit: Limit, tat: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Result<(), Error> {
-    match limit.wait(tat, now) {
+fn login_buckets(throttle: &Throttle, email: &Email, device: &Device) -> [Bucket; 2] {
+    [
+        Bucket { key: BucketKey::login_account(email, device.ip), limit: throttle.login_account },
+        Bucket { key: BucketKey::login_network(device.ip), limit: throttle.login_network },
+    ]
+}
+
+/// Refuses while any of the buckets is empty.
+fn wait_for(buckets: &[Bucket], tats: &[Option<DateTime<Utc>>], now: DateTime<Utc>) -> Result<(), Error> {
+    let waits = buckets.iter().zip(tats).filter_map(|(bucket, tat)| bucket.limit.wait(*tat, now));
+    match waits.max() {
         None => Ok(()),
         Some(wait) => Err(Error::Throttled(wait.to_std().unwrap_or_default())),
     }

@@ -11,12 +11,12 @@ use crate::error::Error;
 
 /// The bearer's own sessions that can still refresh.
 pub async fn list(app: &App, bearer: &Bearer) -> Result<Vec<Session>, Error> {
-    Ok(db::sessions::list(&app.db, bearer.account.user.id, false, app.clock.now()).await?)
+    Ok(db::sessions::list(&app.db, bearer.user.id, false, app.clock.now()).await?)
 }
 
 /// Ends one of the bearer's own sessions. One that is not theirs, or not alive, is not found.
 pub async fn end(app: &App, bearer: &Bearer, id: SessionId, device: &Device) -> Result<(), Error> {
-    let user_id = bearer.account.user.id;
+    let user_id = bearer.user.id;
     let own = bearer.session_id == Some(id);
     let reason = if own { EndReason::Logout } else { EndReason::LoggedOutElsewhere };
     let mut connection = app.db.acquire().await?;

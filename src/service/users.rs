@@ -5,7 +5,7 @@ use crate::app::App;
 use crate::config::UsersListAccess;
 use crate::db;
 use crate::db::sessions::Which;
-use crate::db::users::{Account, User};
+use crate::db::users::User;
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::role::Role;
 use crate::domain::session::{Device, EndReason};
@@ -14,7 +14,7 @@ use crate::error::Error;
 /// Somebody with a good access token, a living session and an account.
 #[derive(Clone, Debug)]
 pub struct Bearer {
-    pub account: Account,
+    pub user: User,
     /// None for an access token of the Python service.
     pub session_id: Option<SessionId>,
 }
@@ -41,14 +41,14 @@ pub struct Users {
 pub async fn authenticate(app: &App, bearer: Option<&str>) -> Result<Bearer, Error> {
     let token = bearer.ok_or(Error::NotAuthenticated)?;
     let claims = app.tokens.verify_access(token, app.clock.now()).map_err(|_| Error::InvalidAccessToken)?;
-    let account = db::users::of_bearer(&app.db, &claims.subject, claims.session_id).await?;
-    Ok(Bearer { account: account.ok_or(Error::InvalidAccessToken)?, session_id: claims.session_id })
+    let user = db::users::of_bearer(&app.db, &claims.subject, claims.session_id).await?;
+    Ok(Bearer { user: user.ok_or(Error::InvalidAccessToken)?, session_id: claims.session_id })
 }
 
 /// As [`authenticate`], and the account must be an administrator's now, whatever the token says.
 pub async fn require_admin(app: &App, bearer: Option<&str>) -> Result<Bearer, Error> {
     let bearer = authenticate(app, bearer).await?;
-    if bearer.account.user.role.is_admin() { Ok(bearer) } else { Err(Error::Forbidden) }
+    if bearer.user.role.is_admin() { Ok(bearer) } else { Err(Error::Forbidden) }
 }
 
 /// Lists users by id.
@@ -68,7 +68,7 @@ pub async fn list(app: &App, bearer: Option<&str>, page: &Page) -> Result<Users,
 /// Gives a user another role. Access tokens that are out keep the old one until they expire.
 pub async fn set_role(app: &App, admin: &Bearer, id: UserId, role: &Role, device: &Device) -> Result<User, Error> {
     let user = db::users::set_role(&app.db, id, role, app.clock.now()).await?.ok_or(Error::NotFound)?;
-    tracing::info!(admin.id = admin.account.user.id.0, user.id = id.0, "role changed");
+    tracing::info!(admin.id = admin.user.id.0, user.id = id.0, "role changed");
     audit("role_change", "success", Some(id), admin.session_id, device.ip);
     Ok(user)
 }
