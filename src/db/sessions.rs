@@ -58,61 +58,36 @@ pub async fn open(
     verified: &PasswordHash,
     replacement: Option<&PasswordHash>,
 ) -> sqlx::Result<bool> {
-    let done = match replacement {
-        None => {
-            sqlx::query!(
-                r"
-                WITH owner AS (
-                    SELECT id FROM users WHERE id = $1 AND password_hash = $2 FOR SHARE
-                ), session AS (
-                    INSERT INTO sessions (id, user_id, created_at, last_seen_at, user_agent, ip)
-                    SELECT $3, id, $4, $4, $5, $6 FROM owner
-                )
-                INSERT INTO refresh_tokens (user_id, jti, token_hash, expires_at, revoked, created_at, session_id)
-                SELECT id, $7, $8, $9, false, $4, $3 FROM owner
-                ",
-                session.user_id as _,
-                verified as _,
-                session.id as _,
-                session.now.naive_utc(),
-                session.device.user_agent,
-                IpNet::from(session.device.ip),
-                session.jti as _,
-                session.token_hash as _,
-                session.expires_at.naive_utc(),
-            )
-            .execute(executor)
-            .await?
-        }
-        Some(replacement) => {
-            sqlx::query!(
-                r"
-                WITH owner AS (
-                    UPDATE users SET password_hash = $10, updated_at = $4
-                    WHERE id = $1 AND password_hash = $2
-                    RETURNING id
-                ), session AS (
-                    INSERT INTO sessions (id, user_id, created_at, last_seen_at, user_agent, ip)
-                    SELECT $3, id, $4, $4, $5, $6 FROM owner
-                )
-                INSERT INTO refresh_tokens (user_id, jti, token_hash, expires_at, revoked, created_at, session_id)
-                SELECT id, $7, $8, $9, false, $4, $3 FROM owner
-                ",
-                session.user_id as _,
-                verified as _,
-                session.id as _,
-                session.now.naive_utc(),
-                session.device.user_agent,
-                IpNet::from(session.device.ip),
-                session.jti as _,
-                session.token_hash as _,
-                session.expires_at.naive_utc(),
-                replacement as _,
-            )
-            .execute(executor)
-            .await?
-        }
-    };
+    let done = sqlx::query!(
+        r"
+        WITH rehashed AS (
+            UPDATE users SET password_hash = $3, updated_at = $5
+            WHERE $3::text IS NOT NULL AND id = $1 AND password_hash = $2
+            RETURNING id
+        ), unchanged AS (
+            SELECT id FROM users WHERE $3::text IS NULL AND id = $1 AND password_hash = $2 FOR SHARE
+        ), owner AS (
+            SELECT id FROM rehashed UNION ALL SELECT id FROM unchanged
+        ), session AS (
+            INSERT INTO sessions (id, user_id, created_at, last_seen_at, user_agent, ip)
+            SELECT $4, id, $5, $5, $6, $7 FROM owner
+        )
+        INSERT INTO refresh_tokens (user_id, jti, token_hash, expires_at, revoked, created_at, session_id)
+        SELECT id, $8, $9, $10, false, $5, $4 FROM owner
+        ",
+        session.user_id as _,
+        verified as _,
+        replacement.map(PasswordHash::as_str),
+        session.id as _,
+        session.now.naive_utc(),
+        session.device.user_agent,
+        IpNet::from(session.device.ip),
+        session.jti as _,
+        session.token_hash as _,
+        session.expires_at.naive_utc(),
+    )
+    .execute(executor)
+    .await?;
     Ok(done.rows_affected() > 0)
 }
 

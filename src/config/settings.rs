@@ -1,13 +1,6 @@
-//! Every setting, and the only reader of the environment.
-//!
-//! [`Settings`] is what is given, as text; [`Config`] is what it means. All of it is checked at once, and every problem
-//! is named. Each setting is an environment variable; most have a flag of the same name, secrets do not take one,
-//! because a command line can be read by every user of the machine.
+//! The settings as they are given: declarations, defaults, bounds.
 
-use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use chrono::TimeDelta;
@@ -16,6 +9,8 @@ use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::PgConnectOptions;
 
+use super::problems::{Problems, set};
+use super::{Config, ConfigError, CorsOrigins, Database, GraceAnswer, LogFormat, Throttle, UsersListAccess};
 use crate::domain::hasher::HasherSettings;
 use crate::domain::network::TrustedProxies;
 use crate::domain::password::Argon2Cost;
@@ -29,6 +24,14 @@ const KNOWN_SECRETS: [&str; 6] =
 const DEVELOPMENT_SECRET: &str = "devsecret";
 const MIN_SECRET_BYTES: usize = 32;
 
+const THROTTLE: Throttle = Throttle {
+    login_account: Limit { burst: 20, interval: TimeDelta::seconds(60) },
+    login_network: Limit { burst: 1000, interval: TimeDelta::seconds(2) },
+    register_network: Limit { burst: 500, interval: TimeDelta::seconds(10) },
+};
+
+const ON_OFF: [(&str, bool); 2] = [("on", true), ("off", false)];
+
 /// Where the database is. The only settings that every command needs.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Database")]
@@ -38,7 +41,7 @@ pub struct DatabaseSettings {
     postgres_dsn: Option<String>,
     /// File that holds the value of `POSTGRES_DSN`
     #[arg(long, env, value_name = "PATH")]
-    postgres_dsn_file: Option<PathBuf>,
+    postgres_dsn_file: Option<String>,
     /// Used where `POSTGRES_DSN` is not set
     #[arg(long, env, hide_env_values = true, value_name = "URL")]
     database_url: Option<String>,
@@ -108,13 +111,13 @@ pub struct Settings {
     jwt_secret: Option<String>,
     /// File that holds the value of `JWT_SECRET`
     #[arg(long, env, value_name = "PATH", help_heading = "Tokens")]
-    jwt_secret_file: Option<PathBuf>,
+    jwt_secret_file: Option<String>,
     /// Former secrets, whose tokens are still accepted
     #[arg(long, env, hide_env_values = true, value_name = "SECRET,...", help_heading = "Tokens")]
     jwt_secret_previous: Option<String>,
     /// File that holds the value of `JWT_SECRET_PREVIOUS`
     #[arg(long, env, value_name = "PATH", help_heading = "Tokens")]
-    jwt_secret_previous_file: Option<PathBuf>,
+    jwt_secret_previous_file: Option<String>,
     /// HS256, HS384 or HS512 [default: HS256]
     #[arg(long, env, value_name = "ALGORITHM", help_heading = "Tokens")]
     jwt_algorithm: Option<String>,
@@ -159,183 +162,6 @@ pub struct Settings {
     #[arg(long, env, value_name = "SECONDS", help_heading = "Access")]
     cleanup_interval_seconds: Option<String>,
 }
-
-/// How a log line looks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// One JSON object a line, for machines.
-    Json,
-    /// For people.
-    Pretty,
-}
-
-/// Where the database is.
-#[derive(Clone, Debug)]
-pub struct Database {
-    pub options: PgConnectOptions,
-    pub max_connections: u32,
-}
-
-/// What a retry with a just used token gets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GraceAnswer {
-    Reject,
-    Replay,
-}
-
-/// Who may list the users.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UsersListAccess {
-    Admin,
-    Public,
-}
-
-/// The throttle's limits.
-#[derive(Clone, Copy, Debug)]
-pub struct Throttle {
-    /// Failed logins for one account from one network.
-    pub login_account: Limit,
-    /// Failed logins from one network. Wide, because a whole company or mobile carrier may share an address.
-    pub login_network: Limit,
-    /// Registrations from one network.
-    pub register_network: Limit,
-}
-
-const THROTTLE: Throttle = Throttle {
-    login_account: Limit { burst: 20, interval: TimeDelta::seconds(60) },
-    login_network: Limit { burst: 1000, interval: TimeDelta::seconds(2) },
-    register_network: Limit { burst: 500, interval: TimeDelta::seconds(10) },
-};
-
-/// Origins that browsers may call from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CorsOrigins {
-    Any,
-    List(Vec<String>),
-}
-
-/// The effective settings.
-#[derive(Clone, Debug)]
-pub struct Config {
-    pub development: bool,
-    pub listen_addr: SocketAddr,
-    pub log_format: LogFormat,
-    pub log_level: String,
-    pub trusted_proxies: TrustedProxies,
-    pub cors_allowed_origins: Option<CorsOrigins>,
-    pub request_timeout: Duration,
-    pub max_connections: usize,
-    pub shutdown_grace: Duration,
-    pub database: Database,
-    pub jwt_secret: SecretString,
-    pub jwt_secret_previous: Vec<SecretString>,
-    pub jwt_algorithm: TokenAlgorithm,
-    pub lifetimes: Lifetimes,
-    pub refresh_grace: TimeDelta,
-    pub refresh_grace_answer: GraceAnswer,
-    pub refresh_batch_size: usize,
-    pub refresh_connections: u32,
-    pub hasher: HasherSettings,
-    pub throttle: Option<Throttle>,
-    pub register_open_roles: Vec<Role>,
-    pub users_list_access: UsersListAccess,
-    pub session_history: TimeDelta,
-    pub cleanup_interval: Option<Duration>,
-}
-
-/// Everything that is wrong with the settings, a sentence each.
-#[derive(Debug, thiserror::Error)]
-#[error("{}", .0.join("\n"))]
-pub struct ConfigError(pub Vec<String>);
-
-/// Gathers problems while the settings are read.
-#[derive(Default)]
-struct Problems(Vec<String>);
-
-impl Problems {
-    fn add(&mut self, problem: impl Into<String>) {
-        self.0.push(problem.into());
-    }
-
-    fn none_or<T>(self, value: Option<T>) -> Result<T, ConfigError> {
-        match value {
-            Some(value) if self.0.is_empty() => Ok(value),
-            _ => Err(ConfigError(self.0)),
-        }
-    }
-
-    /// A whole number within bounds.
-    fn number<T>(&mut self, name: &str, given: Option<&String>, default: T, bounds: std::ops::RangeInclusive<T>) -> T
-    where
-        T: FromStr + PartialOrd + std::fmt::Display + Copy,
-    {
-        let Some(text) = set(given) else { return default };
-        match text.parse() {
-            Ok(number) if bounds.contains(&number) => number,
-            _ => {
-                self.add(format!(
-                    "{name} must be a whole number from {} to {}, not '{text}'",
-                    bounds.start(),
-                    bounds.end()
-                ));
-                default
-            }
-        }
-    }
-
-    /// One of a few words.
-    fn word<T: Copy>(&mut self, name: &str, given: Option<&String>, default: T, words: &[(&str, T)]) -> T {
-        let Some(text) = set(given) else { return default };
-        if let Some((_, value)) = words.iter().find(|(word, _)| word.eq_ignore_ascii_case(text)) {
-            return *value;
-        }
-        let known: Vec<_> = words.iter().map(|(word, _)| *word).collect();
-        self.add(format!("{name} must be {}, not '{text}'", known.join(" or ")));
-        default
-    }
-
-    /// A list, of which every entry must parse.
-    fn list<T>(&mut self, name: &str, given: Option<&String>, parse: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
-        let mut values = Vec::new();
-        for entry in set(given).into_iter().flat_map(|text| text.split(',')).map(str::trim) {
-            match parse(entry) {
-                Ok(value) => values.push(value),
-                Err(problem) => self.add(format!("{name}: '{entry}' {problem}")),
-            }
-        }
-        values
-    }
-
-    /// A secret, from its variable or from the file that another variable names.
-    fn secret(&mut self, name: &str, given: Option<&String>, file: Option<&PathBuf>) -> Option<SecretString> {
-        let given = set(given);
-        let Some(file) = file.filter(|path| !path.as_os_str().is_empty()) else {
-            return given.map(SecretString::from);
-        };
-        if given.is_some() {
-            self.add(format!("{name} and {name}_FILE are both set; set one"));
-        }
-        match std::fs::read_to_string(file) {
-            Ok(text) if !text.trim_end().is_empty() => Some(text.trim_end().into()),
-            Ok(_) => {
-                self.add(format!("{name}_FILE: {} is empty", file.display()));
-                None
-            }
-            Err(error) => {
-                self.add(format!("{name}_FILE: {}: {error}", file.display()));
-                None
-            }
-        }
-    }
-}
-
-/// An empty variable counts as unset: compose files pass them on that way.
-fn set(given: Option<&String>) -> Option<&str> {
-    given.map(String::as_str).filter(|text| !text.is_empty())
-}
-
-const ON_OFF: [(&str, bool); 2] = [("on", true), ("off", false)];
-
 impl DatabaseSettings {
     /// Where the database is, or everything that is wrong with the settings that say so.
     pub fn resolve(&self) -> Result<Database, ConfigError> {
@@ -566,59 +392,5 @@ impl Settings {
             origins if origins.iter().any(|origin| origin == "*") => Some(CorsOrigins::Any),
             origins => Some(CorsOrigins::List(origins)),
         }
-    }
-}
-
-/// One setting a line, as in an environment file; secrets are masked.
-impl fmt::Display for Config {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const MASK: &str = "********";
-        fn on_off(on: bool) -> &'static str {
-            if on { "on" } else { "off" }
-        }
-        fn joined<T: ToString>(values: impl IntoIterator<Item = T>) -> String {
-            values.into_iter().map(|value| value.to_string()).collect::<Vec<_>>().join(",")
-        }
-        let database = &self.database.options;
-        let (host, port) = (database.get_host(), database.get_port());
-        let name = database.get_database().unwrap_or(database.get_username());
-        writeln!(f, "APP_ENV={}", if self.development { "development" } else { "production" })?;
-        writeln!(f, "POSTGRES_DSN=postgres://{}:{MASK}@{host}:{port}/{name}", database.get_username())?;
-        writeln!(f, "DATABASE_MAX_CONNECTIONS={}", self.database.max_connections)?;
-        writeln!(f, "LISTEN_ADDR={}", self.listen_addr)?;
-        writeln!(f, "LOG_FORMAT={}", if self.log_format == LogFormat::Json { "json" } else { "pretty" })?;
-        writeln!(f, "LOG_LEVEL={}", self.log_level)?;
-        writeln!(f, "TRUSTED_PROXIES={}", joined(&self.trusted_proxies.0))?;
-        let origins = match &self.cors_allowed_origins {
-            None => String::new(),
-            Some(CorsOrigins::Any) => "*".to_owned(),
-            Some(CorsOrigins::List(origins)) => joined(origins),
-        };
-        writeln!(f, "CORS_ALLOWED_ORIGINS={origins}")?;
-        writeln!(f, "REQUEST_TIMEOUT_SECONDS={}", self.request_timeout.as_secs())?;
-        writeln!(f, "MAX_CONNECTIONS={}", self.max_connections)?;
-        writeln!(f, "SHUTDOWN_GRACE_SECONDS={}", self.shutdown_grace.as_secs())?;
-        writeln!(f, "JWT_SECRET={MASK}")?;
-        writeln!(f, "JWT_SECRET_PREVIOUS={}", joined(self.jwt_secret_previous.iter().map(|_| MASK)))?;
-        writeln!(f, "JWT_ALGORITHM={}", format!("{:?}", self.jwt_algorithm).to_uppercase())?;
-        writeln!(f, "JWT_LEEWAY_SECONDS={}", self.lifetimes.leeway.num_seconds())?;
-        writeln!(f, "ACCESS_TOKEN_EXPIRES_SECONDS={}", self.lifetimes.access.num_seconds())?;
-        writeln!(f, "REFRESH_TOKEN_EXPIRES_DAYS={}", self.lifetimes.refresh.num_days())?;
-        writeln!(f, "REFRESH_GRACE_SECONDS={}", self.refresh_grace.num_seconds())?;
-        let replay = self.refresh_grace_answer == GraceAnswer::Replay;
-        writeln!(f, "REFRESH_GRACE_ANSWER={}", if replay { "replay" } else { "reject" })?;
-        writeln!(f, "REFRESH_BATCH_SIZE={}", self.refresh_batch_size)?;
-        writeln!(f, "REFRESH_CONNECTIONS={}", self.refresh_connections)?;
-        writeln!(f, "PASSWORD_ARGON2_MEMORY_KIB={}", self.hasher.cost.m_kib)?;
-        writeln!(f, "PASSWORD_ARGON2_PASSES={}", self.hasher.cost.t)?;
-        writeln!(f, "PASSWORD_HASH_CONCURRENCY={}", self.hasher.concurrency)?;
-        writeln!(f, "PASSWORD_HASH_MAX_WAIT_MS={}", self.hasher.max_wait.as_millis())?;
-        writeln!(f, "PASSWORD_REHASH={}", on_off(self.hasher.rehash))?;
-        writeln!(f, "THROTTLE={}", on_off(self.throttle.is_some()))?;
-        writeln!(f, "REGISTER_OPEN_ROLES={}", joined(self.register_open_roles.iter().map(Role::as_str)))?;
-        let public = self.users_list_access == UsersListAccess::Public;
-        writeln!(f, "USERS_LIST_ACCESS={}", if public { "public" } else { "admin" })?;
-        writeln!(f, "SESSION_HISTORY_DAYS={}", self.session_history.num_days())?;
-        write!(f, "CLEANUP_INTERVAL_SECONDS={}", self.cleanup_interval.unwrap_or_default().as_secs())
     }
 }
