@@ -347,7 +347,7 @@ impl Settings {
             if development {
                 return Some(DEVELOPMENT_SECRET.into());
             }
-            if self.jwt_secret_file.is_none() {
+            if set(self.jwt_secret_file.as_ref()).is_none() {
                 problems.add(format!("JWT_SECRET is not set: it takes at least {MIN_SECRET_BYTES} random bytes"));
             }
             return None;

@@ -5,7 +5,7 @@
 
 use chrono::{DateTime, Utc};
 use ipnet::IpNet;
-use sqlx::{PgExecutor, PgPool};
+use sqlx::{PgConnection, PgExecutor, PgPool};
 
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::role::Role;
@@ -221,42 +221,56 @@ pub async fn owner(
     .await
 }
 
-/// Logs a token out, in one statement: its session ends, if it has one, and every token of it is revoked. Says whose
-/// it was, if the token is known and anything was still alive.
+/// Logs a token out: its session ends, if it has one, and every token of it is revoked. Says whose it was, if the token
+/// is known.
+///
+/// One statement, unless a refresh overtakes it: that has inserted a successor (and, for a token of the Python service,
+/// opened a session) which the statement cannot see. Then it is done once more.
 pub async fn log_out(
-    executor: impl PgExecutor<'_>,
+    connection: &mut PgConnection,
     presented: &RefreshClaims,
     now: DateTime<Utc>,
 ) -> sqlx::Result<Option<UserId>> {
-    sqlx::query_scalar!(
-        r#"
-        WITH presented AS (
-            SELECT id, user_id, session_id FROM refresh_tokens WHERE jti = $1 AND token_hash = $2
-        ), ended AS (
-            UPDATE sessions
-            SET ended_at = $3, end_reason = 'logout', last_seen_at = greatest(sessions.last_seen_at, (
-                SELECT max(created_at) FROM refresh_tokens
-                WHERE refresh_tokens.user_id = presented.user_id
-                  AND refresh_tokens.session_id = presented.session_id
-            ))
+    loop {
+        let row = sqlx::query!(
+            r#"
+            WITH presented AS (
+                SELECT id, user_id, session_id FROM refresh_tokens WHERE jti = $1 AND token_hash = $2
+            ), ended AS (
+                UPDATE sessions
+                SET ended_at = $3, end_reason = 'logout', last_seen_at = greatest(sessions.last_seen_at, (
+                    SELECT max(created_at) FROM refresh_tokens
+                    WHERE refresh_tokens.user_id = presented.user_id
+                      AND refresh_tokens.session_id = presented.session_id
+                ))
+                FROM presented
+                WHERE sessions.id = presented.session_id AND sessions.ended_at IS NULL
+            ), seen AS (
+                SELECT token.id FROM refresh_tokens AS token, presented
+                WHERE token.user_id = presented.user_id AND NOT token.revoked
+                  AND (token.session_id = presented.session_id OR token.id = presented.id)
+            ), live AS (
+                SELECT id FROM refresh_tokens WHERE id IN (SELECT id FROM seen) AND NOT revoked
+                ORDER BY jti FOR NO KEY UPDATE
+            ), revoked AS (
+                UPDATE refresh_tokens SET revoked = true WHERE id IN (SELECT id FROM live)
+            )
+            SELECT
+                user_id AS "user_id: UserId",
+                (SELECT count(*) FROM seen) > (SELECT count(*) FROM live) AS "overtaken!"
             FROM presented
-            WHERE sessions.id = presented.session_id AND sessions.ended_at IS NULL
-        ), live AS (
-            SELECT token.id FROM refresh_tokens AS token, presented
-            WHERE token.user_id = presented.user_id AND NOT token.revoked
-              AND (token.session_id = presented.session_id OR token.id = presented.id)
-            ORDER BY token.jti FOR NO KEY UPDATE OF token
-        ), revoked AS (
-            UPDATE refresh_tokens SET revoked = true WHERE id IN (SELECT id FROM live)
+            "#,
+            presented.jti.as_str(),
+            presented.hash.as_str(),
+            now.naive_utc(),
         )
-        SELECT user_id AS "user_id: UserId" FROM presented
-        "#,
-        presented.jti.as_str(),
-        presented.hash.as_str(),
-        now.naive_utc(),
-    )
-    .fetch_optional(executor)
-    .await
+        .fetch_optional(&mut *connection)
+        .await?;
+        match row {
+            Some(row) if row.overtaken => {}
+            row => return Ok(row.map(|row| row.user_id)),
+        }
+    }
 }
 
 /// Revokes what a user has of tokens without a session, which are the Python service's and not refreshed here yet;

@@ -1,6 +1,9 @@
 //! Migrations, and taking over the database of the Python service.
 
-use sqlx::migrate::MigrateError;
+use std::time::{Duration, Instant};
+
+use sqlx::error::DatabaseError;
+use sqlx::migrate::{Migrate, MigrateError};
 use sqlx::{Connection, PgConnection};
 
 use super::MIGRATOR;
@@ -26,22 +29,22 @@ pub struct Pending {
     pub description: String,
 }
 
-/// Columns the two inherited tables must have, with the types they may have (ids were 32-bit once), and whether an
-/// insert has to supply them.
-const INHERITED: [(&str, &str, &[&str]); 13] = [
-    ("users", "id", &["integer", "bigint"]),
-    ("users", "email", &["character varying"]),
-    ("users", "password_hash", &["character varying"]),
-    ("users", "role", &["character varying"]),
-    ("users", "created_at", &["timestamp without time zone"]),
-    ("users", "updated_at", &["timestamp without time zone"]),
-    ("refresh_tokens", "id", &["integer", "bigint"]),
-    ("refresh_tokens", "user_id", &["integer", "bigint"]),
-    ("refresh_tokens", "jti", &["character varying"]),
-    ("refresh_tokens", "token_hash", &["character varying"]),
-    ("refresh_tokens", "expires_at", &["timestamp without time zone"]),
-    ("refresh_tokens", "revoked", &["boolean"]),
-    ("refresh_tokens", "created_at", &["timestamp without time zone"]),
+/// Columns the two inherited tables must have, with the types they may have (ids were 32-bit once), and for texts how
+/// long they must be able to be.
+const INHERITED: [(&str, &str, &[&str], i32); 13] = [
+    ("users", "id", &["integer", "bigint"], 0),
+    ("users", "email", &["character varying"], 255),
+    ("users", "password_hash", &["character varying"], 255),
+    ("users", "role", &["character varying"], 32),
+    ("users", "created_at", &["timestamp without time zone"], 0),
+    ("users", "updated_at", &["timestamp without time zone"], 0),
+    ("refresh_tokens", "id", &["integer", "bigint"], 0),
+    ("refresh_tokens", "user_id", &["integer", "bigint"], 0),
+    ("refresh_tokens", "jti", &["character varying"], 64),
+    ("refresh_tokens", "token_hash", &["character varying"], 64),
+    ("refresh_tokens", "expires_at", &["timestamp without time zone"], 0),
+    ("refresh_tokens", "revoked", &["boolean"], 0),
+    ("refresh_tokens", "created_at", &["timestamp without time zone"], 0),
 ];
 
 /// Constraints and sequences that later migrations and queries name.
@@ -53,11 +56,91 @@ const NAMED: [(&str, &[&str]); 2] = [
     ),
 ];
 
+/// Tables and indexes that the migrations make, and so must not exist yet.
+const MADE: [&str; 9] = [
+    "sessions",
+    "sessions_pkey",
+    "sessions_user_id_idx",
+    "sessions_ended_at_idx",
+    "refresh_tokens_user_id_session_id_idx",
+    "users_lower_email_idx",
+    "users_bcrypt_cost_idx",
+    "auth_throttle",
+    "auth_throttle_pkey",
+];
+
+/// Columns that the migrations add to `refresh_tokens`.
+const ADDED: [&str; 3] = ["session_id", "used_at", "successor_jti"];
+
+/// How long adopting tries to get hold of the tables before it gives up.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Applies what is pending, after making sure that the tables it would adopt are what they must be.
+///
+/// Replicas that start together do it one after the other.
 pub async fn migrate(connection: &mut PgConnection) -> Result<Vec<Pending>, SchemaError> {
+    connection.lock().await?;
+    let outcome = migrate_alone(connection).await;
+    // A failure leaves locks and a setting behind, and the connection may be used further.
+    sqlx::query!("RESET lock_timeout").execute(&mut *connection).await?;
+    sqlx::query_scalar!("SELECT pg_advisory_unlock_all()").fetch_one(connection).await?;
+    outcome
+}
+
+async fn migrate_alone(connection: &mut PgConnection) -> Result<Vec<Pending>, SchemaError> {
     let pending = pending(connection).await?;
-    MIGRATOR.run_direct(None, connection, false).await?;
+    if pending.len() == MIGRATOR.iter().count() {
+        adopt(connection).await?;
+    } else {
+        MIGRATOR.run_direct(None, connection, false).await?;
+    }
     Ok(pending)
+}
+
+/// Applies all migrations, in one transaction.
+///
+/// The Python service may be at work on the tables. It locks them now in this order, now in that, so whoever holds one
+/// and waits for the other may stop it for good; PostgreSQL would end that at its expense. Here nothing is held while
+/// waiting, and waiting is short, because everybody else has to queue behind it; but longer than the second after which
+/// an autovacuum gives way.
+async fn adopt(connection: &mut PgConnection) -> Result<(), SchemaError> {
+    sqlx::query!("SET lock_timeout = '1500ms'").execute(&mut *connection).await?;
+    let started = Instant::now();
+    loop {
+        let mut transaction = connection.begin().await?;
+        match lock_inherited(&mut transaction).await {
+            Ok(()) => {
+                MIGRATOR.run_direct(None, &mut *transaction, false).await?;
+                return Ok(transaction.commit().await?);
+            }
+            Err(error) if is_lock_timeout(&error) && started.elapsed() < PATIENCE => {
+                transaction.rollback().await?;
+                tracing::debug!("the tables are in use; trying again");
+                tokio::time::sleep(Duration::from_millis(rand::random_range(20..100))).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+async fn lock_inherited(connection: &mut PgConnection) -> sqlx::Result<()> {
+    let exists = sqlx::query!(
+        r#"SELECT to_regclass('users') IS NOT NULL AS "users!", to_regclass('refresh_tokens') IS NOT NULL AS "tokens!""#
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    if exists.tokens {
+        sqlx::query!("LOCK TABLE refresh_tokens IN ACCESS EXCLUSIVE MODE").execute(&mut *connection).await?;
+    }
+    if exists.users {
+        sqlx::query!("LOCK TABLE users IN ACCESS EXCLUSIVE MODE NOWAIT").execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+/// 55P03: lock not available.
+fn is_lock_timeout(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(DatabaseError::code).is_some_and(|code| code == "55P03")
 }
 
 /// Fails unless every migration has been applied.
@@ -91,64 +174,96 @@ async fn applied(connection: &mut PgConnection) -> sqlx::Result<Vec<i64>> {
 }
 
 async fn check_inherited(connection: &mut PgConnection) -> Result<(), SchemaError> {
+    let refuse = |sentence: String| Err(SchemaError::Foreign(sentence));
+    let made = MADE.map(str::to_owned);
+    let taken = sqlx::query_scalar!(
+        r#"
+        SELECT relname AS "name!: String" FROM pg_class
+        WHERE relnamespace = current_schema()::regnamespace AND relname = ANY ($1) ORDER BY relname LIMIT 1
+        "#,
+        &made[..],
+    )
+    .fetch_optional(&mut *connection)
+    .await?;
+    if let Some(name) = taken {
+        return refuse(format!("it already has a `{name}` that is not this service's"));
+    }
+    for (table, names) in NAMED {
+        check_table(connection, table, names).await?;
+    }
+    Ok(())
+}
+
+/// Checks one of the two inherited tables, if it exists.
+async fn check_table(connection: &mut PgConnection, table: &str, named: &[&str]) -> Result<(), SchemaError> {
+    let refuse = |sentence: String| Err(SchemaError::Foreign(sentence));
+    let owner = sqlx::query!(
+        r#"
+        SELECT pg_get_userbyid(relowner) AS "name!", pg_has_role(relowner, 'USAGE') AS "is_us!"
+        FROM pg_class WHERE relnamespace = current_schema()::regnamespace AND relname = $1
+        "#,
+        table,
+    )
+    .fetch_optional(&mut *connection)
+    .await?;
+    let Some(owner) = owner else { return Ok(()) };
+    if !owner.is_us {
+        let owner = owner.name;
+        return refuse(format!("its table `{table}` belongs to the role `{owner}`, and only that role may alter it"));
+    }
     let columns = sqlx::query!(
         r#"
         SELECT
-            table_name AS "table!: String",
-            column_name AS "column!: String",
+            column_name AS "name!: String",
             data_type AS "data_type!: String",
+            character_maximum_length::integer AS max_length,
             is_nullable = 'NO' AND column_default IS NULL AND is_identity = 'NO' AS "must_be_given!"
         FROM information_schema.columns
-        WHERE table_schema = current_schema() AND table_name IN ('users', 'refresh_tokens', 'sessions')
-        "#
+        WHERE table_schema = current_schema() AND table_name = $1
+        "#,
+        table,
     )
     .fetch_all(&mut *connection)
     .await?;
-    let foreign = |sentence: String| Err(SchemaError::Foreign(sentence));
-    if columns.iter().any(|column| column.table == "sessions") {
-        return foreign("it already has a table `sessions` that is not this service's".to_owned());
-    }
-    for (table, name, types) in INHERITED {
-        if !columns.iter().any(|column| column.table == table) {
-            continue;
+    let inherited = || INHERITED.iter().filter(|(of, ..)| *of == table);
+    for (_, name, types, length) in inherited() {
+        let Some(column) = columns.iter().find(|column| column.name == *name) else {
+            return refuse(format!("its table `{table}` has no column `{name}`"));
+        };
+        if !types.contains(&column.data_type.as_str()) {
+            let (found, expected) = (&column.data_type, types.join(" or "));
+            return refuse(format!("`{table}.{name}` is {found} where {expected} is expected"));
         }
-        match columns.iter().find(|column| column.table == table && column.column == name) {
-            None => return foreign(format!("its table `{table}` has no column `{name}`")),
-            Some(column) if !types.contains(&column.data_type.as_str()) => {
-                let (found, expected) = (&column.data_type, types.join(" or "));
-                return foreign(format!("`{table}.{name}` is {found} where {expected} is expected"));
-            }
-            Some(_) => {}
+        if column.max_length.is_some_and(|found| found < *length) {
+            return refuse(format!("`{table}.{name}` holds fewer than {length} characters"));
         }
     }
     for column in &columns {
-        let known = INHERITED.iter().any(|(table, name, _)| column.table == *table && column.column == *name);
+        let known = inherited().any(|(_, name, ..)| column.name == *name);
         if column.must_be_given && !known {
-            let (table, name) = (&column.table, &column.column);
-            return foreign(format!("`{table}.{name}` must be given on insert, and this service does not know it"));
+            let name = &column.name;
+            return refuse(format!("`{table}.{name}` must be given on insert, and this service does not know it"));
+        }
+        if table == "refresh_tokens" && ADDED.contains(&column.name.as_str()) {
+            return refuse(format!("its table `{table}` already has a column `{}`", column.name));
         }
     }
-    for (table, names) in NAMED {
-        if !columns.iter().any(|column| column.table == table) {
-            continue;
-        }
-        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-        let missing = sqlx::query_scalar!(
-            r#"
-            SELECT name AS "name!" FROM unnest($1::text[]) AS name
-            WHERE NOT EXISTS (SELECT FROM pg_constraint WHERE conname = name AND conrelid = to_regclass($2))
-              AND NOT EXISTS (SELECT FROM pg_class WHERE relname = name AND relkind = 'S')
-            "#,
-            &names,
-            table,
-        )
-        .fetch_optional(&mut *connection)
-        .await?;
-        if let Some(name) = missing {
-            return foreign(format!("its table `{table}` lacks `{name}`"));
-        }
-    }
-    Ok(())
+    let named: Vec<String> = named.iter().map(|&name| name.to_owned()).collect();
+    let missing = sqlx::query_scalar!(
+        r#"
+        SELECT name AS "name!" FROM unnest($1::text[]) AS name
+        WHERE NOT EXISTS (SELECT FROM pg_constraint WHERE conname = name AND conrelid = to_regclass($2))
+          AND NOT EXISTS (
+              SELECT FROM pg_class
+              WHERE relname = name AND relkind = 'S' AND relnamespace = current_schema()::regnamespace
+          )
+        "#,
+        &named,
+        table,
+    )
+    .fetch_optional(&mut *connection)
+    .await?;
+    missing.map_or(Ok(()), |name| refuse(format!("its table `{table}` lacks `{name}`")))
 }
 
 /// Opens the one connection that migrating needs.

@@ -87,9 +87,20 @@ struct Legacy {
 impl Legacy {
     const SAMPLES: usize = 32;
 
-    fn sample(&self) -> Option<Duration> {
-        let index = rand::random_range(0..self.recent.len().max(1));
-        self.recent.get(index).copied()
+    fn sorted(&self) -> Vec<Duration> {
+        let mut times: Vec<Duration> = self.recent.iter().copied().collect();
+        times.sort_unstable();
+        times
+    }
+
+    fn median(&self) -> Option<Duration> {
+        self.sorted().get(self.recent.len() / 2).copied()
+    }
+
+    /// How long nearly every verification takes. One that was held up extraordinarily does not count.
+    fn longest(&self) -> Option<Duration> {
+        let longest = *self.sorted().last()?;
+        Some((longest + longest / 8).min(self.median()? * 3))
     }
 }
 
@@ -161,12 +172,14 @@ impl Hasher {
         self.shared.admit(&self.shared.lock()).inspect_err(|_| self.shared.metrics.shed.inc())
     }
 
-    /// How much longer a refusal must be held back so that it comes when a bcrypt account's would: an outsider cannot
-    /// tell by time who is still on bcrypt, who is not, and who does not exist. Zero once no bcrypt hash is left.
+    /// How much longer a refusal must be held back while bcrypt hashes are left: each comes when the slowest of theirs
+    /// would, so an outsider cannot tell by time who is still on bcrypt, who is not, and who does not exist. (To wait
+    /// for an average or a random one of theirs would not do: those of bcrypt accounts would come late, or early, more
+    /// often than others.) Zero once no bcrypt hash is left.
     #[must_use]
     pub fn hold_back(&self, checked: &Checked) -> Duration {
-        let legacy = self.shared.lock().legacy.as_ref().and_then(Legacy::sample);
-        legacy.unwrap_or_default().saturating_sub(checked.took)
+        let longest = self.shared.lock().legacy.as_ref().and_then(Legacy::longest);
+        longest.unwrap_or_default().saturating_sub(checked.took)
     }
 
     /// Tells the gate the highest cost among the bcrypt hashes that are left, or that none is. When one appears, its
@@ -199,7 +212,7 @@ impl Hasher {
 
     fn expected_bcrypt(&self, cost: u32) -> Duration {
         let state = self.shared.lock();
-        let measured = state.legacy.as_ref().filter(|legacy| legacy.cost == cost).and_then(Legacy::sample);
+        let measured = state.legacy.as_ref().filter(|legacy| legacy.cost == cost).and_then(Legacy::median);
         // 2^cost rounds at about 60 microseconds each.
         measured.unwrap_or_else(|| Duration::from_micros(60 << cost))
     }

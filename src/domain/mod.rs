@@ -2,6 +2,7 @@
 
 pub mod email;
 pub mod hasher;
+mod idna;
 pub mod ids;
 pub mod network;
 pub mod password;

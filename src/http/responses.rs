@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use utoipa::openapi::response::{Response, ResponseBuilder};
+use utoipa::openapi::schema::{ArrayBuilder, OneOfBuilder, Schema};
 use utoipa::openapi::{ContentBuilder, Header, Object, Ref, RefOr, Type};
 use utoipa::{IntoResponses, ToSchema};
 
@@ -28,16 +29,24 @@ pub(super) struct Unavailable;
 pub(super) struct ProblemSchema {
     #[schema(example = "missing")]
     r#type: String,
-    /// Where: `["body", "email"]`.
-    #[schema(value_type = Vec<Object>)]
-    loc: Vec<()>,
+    #[schema(schema_with = location)]
+    loc: (),
     #[schema(example = "Field required")]
     msg: String,
     /// What was sent, with passwords masked.
-    #[schema(value_type = Object, nullable)]
+    #[schema(value_type = Value)]
     input: (),
     #[schema(value_type = Option<Object>)]
     ctx: Option<()>,
+}
+
+fn location() -> Schema {
+    let step = OneOfBuilder::new().item(Object::with_type(Type::String)).item(Object::with_type(Type::Integer));
+    ArrayBuilder::new()
+        .items(step)
+        .description(Some("Where: `[\"body\", \"email\"]`, or `[\"body\", 17]` for the 17th character."))
+        .build()
+        .into()
 }
 
 /// The body of a 422.

@@ -134,7 +134,8 @@ pub async fn logout(app: &App, token: &str, scope: Scope, device: &Device) -> Re
     let now = app.clock.now();
     let presented = app.tokens.verify_refresh(token, now).map_err(Error::RefreshToken)?;
     if scope == Scope::This {
-        let user = db::refresh_tokens::log_out(&app.db, &presented, now).await?;
+        let mut connection = app.db.acquire().await?;
+        let user = db::refresh_tokens::log_out(&mut connection, &presented, now).await?;
         audit("logout", "success", user, presented.session_id, device.ip);
         return Ok(());
     }
@@ -145,7 +146,7 @@ pub async fn logout(app: &App, token: &str, scope: Scope, device: &Device) -> Re
     db::sessions::end(&mut transaction, owner.user_id, others, EndReason::LoggedOutElsewhere, now).await?;
     db::refresh_tokens::revoke_sessionless(&mut *transaction, owner.user_id, Some(&presented.jti)).await?;
     if scope == Scope::All {
-        db::refresh_tokens::log_out(&mut *transaction, &presented, now).await?;
+        db::refresh_tokens::log_out(&mut transaction, &presented, now).await?;
     }
     transaction.commit().await?;
     let event = if scope == Scope::All { "logout_all" } else { "logout_others" };

@@ -1,6 +1,6 @@
-//! A start with wrong settings.
+//! A start with wrong settings, and what the README says of the right ones.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use crate::stack::{auth, finish};
 
@@ -42,4 +42,42 @@ fn a_start_without_any_setting_asks_for_the_two_that_production_needs() {
     assert_eq!(code, 2, "{output}{complaint}");
     assert!(complaint.contains("JWT_SECRET"), "{complaint}");
     assert!(complaint.contains("POSTGRES_DSN"), "{complaint}");
+}
+
+/// Every setting's default, as `auth serve --help` states it; empty where it states none.
+fn defaults_in_help() -> BTreeMap<String, String> {
+    let (code, help, complaint) = finish(auth().args(["serve", "--help"]), "", Duration::from_secs(30));
+    assert_eq!(code, 0, "{complaint}");
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    let between = |text: &str, from: &str, to: char| {
+        text.split_once(from).and_then(|(_, rest)| rest.split_once(to)).map(|(inside, _)| inside.to_owned())
+    };
+    help.split(" --")
+        .filter_map(|option| {
+            let name = between(option, "[env: ", ']')?.trim_end_matches('=').to_owned();
+            Some((name, between(option, "[default: ", ']').unwrap_or_default()))
+        })
+        .collect()
+}
+
+/// The same from the README's table.
+fn defaults_in_readme() -> BTreeMap<String, String> {
+    let page =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("there is a README");
+    let section = page.split("\n## ").find(|section| section.starts_with("Configuration\n")).unwrap_or_default();
+    section
+        .lines()
+        .filter_map(|line| {
+            let mut cells = line.strip_prefix("| `")?.split('|');
+            let name = cells.next()?.trim().trim_end_matches('`').to_owned();
+            Some((name, cells.next()?.trim().replace('`', "")))
+        })
+        .collect()
+}
+
+#[test]
+fn the_readme_lists_every_setting_with_its_default() {
+    let help = defaults_in_help();
+    assert!(help.len() >= 30, "{help:?}");
+    assert_eq!(defaults_in_readme(), help);
 }

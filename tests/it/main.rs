@@ -2,6 +2,31 @@
 //!
 //! `#[sqlx::test]` makes a migrated database for each test on the server that `DATABASE_URL` names.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod forge;
+mod recorder;
 mod support;
 
+mod administration;
+mod adopted_tokens;
+mod claim_attacks;
+mod cleanup;
+mod contract;
+mod gate;
 mod health;
+mod http;
+mod login;
+mod logout;
+mod password;
+mod refresh;
+mod refresh_queue;
+mod register;
+mod reuse;
+mod sessions;
+mod sessions_race;
+mod statements;
+mod takeover;
+mod throttle;
+mod token_attacks;
+mod users;

@@ -1,0 +1,139 @@
+//! The gate before password hashing: beyond what can be hashed in time it refuses at once, and nothing else waits for it.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use sqlx::PgPool;
+use tokio::task::JoinHandle;
+
+use crate::support::{Answer, PASSWORD, TestApp, count, pair, together};
+
+/// One worker, and hashes that take it about a second each.
+const SLOW: [&str; 3] =
+    ["--password-hash-concurrency=1", "--password-argon2-memory-kib=65536", "--password-argon2-passes=10"];
+
+/// A service whose hashes are slow, with a customer who registered while they were not.
+async fn slow(pool: PgPool, flags: &[&str]) -> TestApp {
+    let quick = TestApp::new(pool);
+    quick.register("cust@example.com", "customer").await;
+    let flags: Vec<&str> = SLOW.iter().chain(flags).copied().collect();
+    TestApp::with_clock(quick.db.clone(), &flags, quick.clock.clone())
+}
+
+fn depth(app: &TestApp) -> i64 {
+    app.app.metrics.hash_queue_depth.get()
+}
+
+/// Starts logins of nobody, which cost a hash each, and comes back when all are at the gate.
+async fn crowd(app: &TestApp, size: i64) -> Vec<JoinHandle<Answer>> {
+    let before = depth(app);
+    let logins = (0..size)
+        .map(|_| {
+            let app = app.clone();
+            tokio::spawn(async move { app.try_login("nobody@example.com", PASSWORD).await })
+        })
+        .collect();
+    let started = Instant::now();
+    while depth(app) < before + size {
+        assert!(started.elapsed() < Duration::from_secs(30), "not all came to the gate");
+        tokio::task::yield_now().await;
+    }
+    logins
+}
+
+#[track_caller]
+fn assert_shed(answer: &Answer) {
+    answer.assert_detail(503, "Service busy, try again later");
+    assert!((1..=10).contains(&answer.retry_after()), "{}", answer.retry_after());
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn who_would_wait_too_long_is_told_so_at_once(pool: PgPool) {
+    // An unmeasured hash is taken for 25 ms: the fifth would wait more than 90.
+    let app = slow(pool, &["--password-hash-max-wait-ms=90"]).await;
+    let logins = crowd(&app, 4).await;
+    let before = app.rows().await;
+    let shed = app.app.metrics.hash_shed.get();
+    let started = Instant::now();
+    assert_shed(&app.try_login("cust@example.com", PASSWORD).await);
+    assert_shed(&app.post("/auth/register", json!({"email": "new@example.com", "password": PASSWORD})).await);
+    assert!(depth(&app) > 0, "the gate was not full any more, after {:?}", started.elapsed());
+    assert_eq!(app.app.metrics.hash_shed.get(), shed + 2);
+    assert_eq!(app.rows().await, before);
+    // The estimate was far too low: who waited much longer than promised is dropped, too.
+    let answers = together(logins.into_iter().map(|login| async { login.await.unwrap() })).await;
+    assert_eq!((count(&answers, 401), count(&answers, 503)), (1, 3));
+    for answer in answers.iter().filter(|answer| answer.status == 503) {
+        assert_shed(answer);
+    }
+    assert_eq!(depth(&app), 0);
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn a_crowd_is_answered_or_shed_and_never_hangs(pool: PgPool) {
+    let app = TestApp::with(pool, &["--password-hash-max-wait-ms=200", "--throttle=off"]);
+    app.register("cust@example.com", "customer").await;
+    let answers = together((0..100).map(|_| {
+        let app = app.clone();
+        async move { app.try_login("cust@example.com", PASSWORD).await }
+    }))
+    .await;
+    assert_eq!(count(&answers, 200) + count(&answers, 503), 100);
+    assert!(count(&answers, 200) > 0 && count(&answers, 503) > 0, "{}", count(&answers, 200));
+    for answer in answers.iter().filter(|answer| answer.status == 503) {
+        assert_shed(answer);
+    }
+    let sessions: i64 = app.value("SELECT count(*) FROM sessions").await;
+    assert_eq!(usize::try_from(sessions).unwrap(), count(&answers, 200));
+    assert_eq!(depth(&app), 0);
+    app.login("cust@example.com").await;
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn who_goes_away_leaves_the_queue(pool: PgPool) {
+    let app = slow(pool, &["--password-hash-max-wait-ms=60000"]).await;
+    let mut logins = crowd(&app, 8).await;
+    for gone in logins.drain(..) {
+        gone.abort();
+        assert!(gone.await.unwrap_err().is_cancelled());
+    }
+    // What the worker has begun it finishes; nothing else is left.
+    assert!(depth(&app) <= 1, "{}", depth(&app));
+    let login = crowd(&app, 1).await.remove(0).await.unwrap();
+    assert_eq!(login.status, 401);
+    assert_eq!(depth(&app), 0);
+    assert!(app.app.metrics.hash_seconds.get_sample_count() <= 2, "hashes were computed for nobody");
+    assert_eq!(app.value::<i64>("SELECT count(*) FROM auth_throttle").await, 3, "one registration, one failed login");
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn everything_else_is_answered_while_the_gate_is_full(pool: PgPool) {
+    let app = slow(pool, &["--password-hash-max-wait-ms=60000"]).await;
+    let quick = TestApp::with_clock(app.db.clone(), &["--password-rehash=off"], app.clock.clone());
+    let tokens = quick.login("cust@example.com").await;
+    let logins = crowd(&app, 3).await;
+    for path in ["/auth/health", "/health", "/auth/ready", "/users/", "/auth/metrics", "/v1/_info"] {
+        assert_eq!(app.get(path).await.status, 200, "{path}");
+    }
+    let tokens = pair(&app.refresh(&tokens.refresh).await);
+    assert_eq!(app.get_as("/users/me", &tokens.access).await.status, 200);
+    assert_eq!(app.logout(&tokens.refresh).await.status, 200);
+    assert!(depth(&app) >= 2, "hashing was not slow enough to show anything");
+    for login in logins {
+        assert_eq!(login.await.unwrap().status, 401);
+    }
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn no_connection_is_held_while_hashing_or_queueing(pool: PgPool) {
+    let app = slow(pool, &["--password-hash-max-wait-ms=60000"]).await;
+    let one_connection = auth::db::pool(&app.db.connect_options(), 1);
+    let flags: Vec<&str> = SLOW.iter().chain(&["--password-hash-max-wait-ms=60000"]).copied().collect();
+    let app = TestApp::with_clock(one_connection, &flags, app.clock.clone());
+    let logins = crowd(&app, 3).await;
+    assert_eq!(app.get("/auth/ready").await.status, 200);
+    assert!(depth(&app) >= 2, "hashing was not slow enough to show anything");
+    for login in logins {
+        login.abort();
+    }
+}

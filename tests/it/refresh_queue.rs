@@ -1,0 +1,210 @@
+//! Refreshes that go to the database together: none depends on the company it is in.
+//!
+//! With one connection there is one batch at a time. A first refresh, whose row is locked, keeps it busy; all that come
+//! meanwhile are in the next batch.
+
+use sqlx::{PgPool, PgTransaction};
+use tokio::task::JoinHandle;
+
+use crate::recorder::Recorder;
+use crate::support::{Answer, Pair, TestApp, pair};
+
+const REFUSED: &str = "Refresh token not valid";
+const ONE_CONNECTION: &str = "--refresh-connections=1";
+
+/// A refresh that waits for its row, and what holds the row.
+struct Busy {
+    holder: PgTransaction<'static>,
+    first: JoinHandle<Answer>,
+}
+
+async fn keep_busy(app: &TestApp) -> Busy {
+    let tokens = app.customer("first@example.com").await;
+    let mut holder = app.db.begin().await.unwrap();
+    sqlx::query("SELECT FROM refresh_tokens WHERE session_id = $1 FOR UPDATE")
+        .bind(tokens.session())
+        .execute(&mut *holder)
+        .await
+        .unwrap();
+    let first = start(app, &tokens.refresh);
+    app.until_blocked(1).await;
+    Busy { holder, first }
+}
+
+impl Busy {
+    /// Once all refreshes that were started wait in the queue.
+    async fn let_go(self, app: &TestApp) {
+        // A round trip to the database, during which every task that can goes on.
+        assert_eq!(app.get("/auth/ready").await.status, 200);
+        self.holder.commit().await.unwrap();
+        assert_eq!(self.first.await.unwrap().status, 200);
+    }
+}
+
+fn start(app: &TestApp, token: &str) -> JoinHandle<Answer> {
+    let (app, token) = (app.clone(), token.to_owned());
+    tokio::spawn(async move { app.refresh(&token).await })
+}
+
+/// As many customers, each signed in once.
+async fn customers(app: &TestApp, count: usize) -> Vec<Pair> {
+    let mut pairs = Vec::new();
+    for index in 0..count {
+        pairs.push(app.customer(&format!("user{index}@example.com")).await);
+    }
+    pairs
+}
+
+fn rotations(recorder: &Recorder) -> usize {
+    recorder.take().iter().filter(|statement| statement.starts_with("WITH presented")).count()
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn what_waits_goes_together_and_each_gets_its_own_answer(pool: PgPool) {
+    let app = TestApp::with(pool, &[ONE_CONNECTION]);
+    let tokens = customers(&app, 8).await;
+    assert_eq!(app.logout(&tokens[3].refresh).await.status, 200);
+    let recorder = Recorder::start();
+    let busy = keep_busy(&app).await;
+    let refreshes: Vec<_> = tokens.iter().map(|tokens| start(&app, &tokens.refresh)).collect();
+    busy.let_go(&app).await;
+    for (index, (refresh, tokens)) in refreshes.into_iter().zip(&tokens).enumerate() {
+        let answer = refresh.await.unwrap();
+        if index == 3 {
+            answer.assert_refused(REFUSED, Some("logout"));
+        } else {
+            assert_eq!(pair(&answer).session(), tokens.session());
+        }
+    }
+    assert_eq!(rotations(&recorder), 2, "the first one and one batch");
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn a_poisoned_refresh_fails_alone(pool: PgPool) {
+    let app = TestApp::with(pool, &[ONE_CONNECTION]);
+    let tokens = customers(&app, 8).await;
+    app.execute("CREATE FUNCTION poison() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''poison''; END'").await;
+    app.execute(
+        "CREATE TRIGGER poison BEFORE INSERT ON refresh_tokens FOR EACH ROW
+         WHEN (NEW.user_id = 5) EXECUTE FUNCTION poison()",
+    )
+    .await;
+    let poisoned =
+        tokens.iter().position(|tokens| crate::support::claims(&tokens.access)["sub"] == "user4@example.com");
+    assert_eq!((poisoned, app.user_id("user4@example.com").await), (Some(4), 5));
+    let recorder = Recorder::start();
+    let busy = keep_busy(&app).await;
+    let refreshes: Vec<_> = tokens.iter().map(|tokens| start(&app, &tokens.refresh)).collect();
+    busy.let_go(&app).await;
+    for (index, refresh) in refreshes.into_iter().enumerate() {
+        let answer = refresh.await.unwrap();
+        if index == 4 {
+            answer.assert_detail(503, "Service unavailable, try again later");
+        } else {
+            pair(&app.refresh(&pair(&answer).refresh).await);
+        }
+    }
+    assert_eq!(rotations(&recorder), 1 + 1 + 8 + 7, "the first, the batch, each of it alone, and the successors");
+    // Nothing of it stuck.
+    app.execute("DROP TRIGGER poison ON refresh_tokens").await;
+    pair(&app.refresh(&tokens[4].refresh).await);
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn one_token_fifty_times_in_one_batch_succeeds_once(pool: PgPool) {
+    let app = TestApp::with(pool, &[ONE_CONNECTION]);
+    let tokens = app.customer("cust@example.com").await;
+    let bystander = app.login("cust@example.com").await;
+    let recorder = Recorder::start();
+    let busy = keep_busy(&app).await;
+    let refreshes: Vec<_> = (0..50).map(|_| start(&app, &tokens.refresh)).collect();
+    let beside = start(&app, &bystander.refresh);
+    busy.let_go(&app).await;
+    pair(&beside.await.unwrap());
+    let mut winners = Vec::new();
+    for refresh in refreshes {
+        let answer = refresh.await.unwrap();
+        if answer.status == 200 {
+            winners.push(pair(&answer));
+        } else {
+            answer.assert_refused(REFUSED, None);
+        }
+    }
+    assert_eq!((winners.len(), rotations(&recorder)), (1, 2));
+    assert_eq!(app.end_reason(tokens.session()).await, None);
+    pair(&app.refresh(&winners[0].refresh).await);
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn one_token_fifty_times_in_one_batch_gives_one_successor_under_replay(pool: PgPool) {
+    let app = TestApp::with(pool, &[ONE_CONNECTION, "--refresh-grace-answer=replay"]);
+    let tokens = app.customer("cust@example.com").await;
+    let busy = keep_busy(&app).await;
+    let refreshes: Vec<_> = (0..50).map(|_| start(&app, &tokens.refresh)).collect();
+    busy.let_go(&app).await;
+    let mut successors = std::collections::HashSet::new();
+    for refresh in refreshes {
+        successors.insert(pair(&refresh.await.unwrap()).refresh);
+    }
+    assert_eq!((successors.len(), app.unrevoked(tokens.session()).await), (1, 1));
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn a_caller_that_went_away_is_left_out_and_takes_nobody_with_it(pool: PgPool) {
+    let app = TestApp::with(pool, &[ONE_CONNECTION]);
+    let tokens = customers(&app, 6).await;
+    let busy = keep_busy(&app).await;
+    let mut refreshes: Vec<_> = tokens.iter().map(|tokens| start(&app, &tokens.refresh)).collect();
+    assert_eq!(app.get("/auth/ready").await.status, 200);
+    for index in [4, 1] {
+        let gone = refreshes.remove(index);
+        gone.abort();
+        assert!(gone.await.unwrap_err().is_cancelled());
+    }
+    busy.let_go(&app).await;
+    for refresh in refreshes {
+        pair(&refresh.await.unwrap());
+    }
+    // Their tokens were not used up.
+    for index in [1, 4] {
+        pair(&app.refresh(&tokens[index].refresh).await);
+    }
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn a_caller_that_went_away_too_late_finds_the_successor_by_a_retry(pool: PgPool) {
+    let app = TestApp::with(pool, &[ONE_CONNECTION, "--refresh-grace-answer=replay"]);
+    let tokens = customers(&app, 2).await;
+    let mut holder = app.db.begin().await.unwrap();
+    sqlx::query("SELECT FROM refresh_tokens FOR UPDATE").execute(&mut *holder).await.unwrap();
+    let gone = start(&app, &tokens[0].refresh);
+    app.until_blocked(1).await;
+    let stays = start(&app, &tokens[1].refresh);
+    gone.abort();
+    assert!(gone.await.unwrap_err().is_cancelled());
+    holder.commit().await.unwrap();
+    pair(&stays.await.unwrap());
+    let successor = pair(&app.refresh(&tokens[0].refresh).await);
+    pair(&app.refresh(&successor.refresh).await);
+    assert_eq!(app.unrevoked(successor.session()).await, 1);
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn a_broken_connection_is_told_to_its_batch_and_replaced(pool: PgPool) {
+    let app = TestApp::with(pool, &[ONE_CONNECTION]);
+    let tokens = app.customer("cust@example.com").await;
+    let mut holder = app.db.begin().await.unwrap();
+    sqlx::query("SELECT FROM refresh_tokens FOR UPDATE").execute(&mut *holder).await.unwrap();
+    let refresh = start(&app, &tokens.refresh);
+    app.until_blocked(1).await;
+    let ended: bool = app
+        .value(
+            "SELECT bool_and(pg_terminate_backend(pid)) FROM pg_stat_activity
+             WHERE datname = current_database() AND wait_event_type = 'Lock'",
+        )
+        .await;
+    assert!(ended);
+    refresh.await.unwrap().assert_detail(503, "Service unavailable, try again later");
+    holder.commit().await.unwrap();
+    pair(&app.refresh(&tokens.refresh).await);
+}
