@@ -228,7 +228,7 @@ async fn execute(command: Command) -> Result<ExitCode, CliError> {
 }
 
 async fn serve(config: Config, no_migrate: bool) -> Result<(), CliError> {
-    telemetry::init(config.log_format, &config.log_level)
+    let _log = telemetry::init(config.log_format, &config.log_level)
         .map_err(|error| ConfigError(vec![format!("LOG_LEVEL: {error}")]))?;
     let mut connection = connect_patiently(&config).await?;
     if no_migrate {
@@ -243,6 +243,8 @@ async fn serve(config: Config, no_migrate: bool) -> Result<(), CliError> {
         .await
         .map_err(|error| CliError::Failed(format!("cannot listen on {}: {error}", config.listen_addr)))?;
     let app = App::new(config, Clock::system())?;
+    // Before the first request, so that no refusal is told apart by its time.
+    cleanup::look_for_legacy_hashes(&app).await;
     tokio::spawn(cleanup::run(app.clone()));
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),

@@ -3,20 +3,42 @@
 //! The four `http_*` names and their labels are those of the Python service's instrumentation; `process_*` are those
 //! of every Prometheus client. The rest is our own and begins with `auth_`.
 
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
+
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
     TextEncoder,
 };
 
+/// What is counted of every request.
+#[derive(Clone, Debug)]
+struct HttpMetrics {
+    /// By `handler` (the route's pattern), `method` and `status` (its class, as "2xx").
+    requests: IntCounterVec,
+    seconds: HistogramVec,
+    request_bytes: HistogramVec,
+    response_bytes: HistogramVec,
+    /// The instruments of each route and method that was seen; looking labels up one by one costs more than counting.
+    known: Arc<RwLock<HashMap<String, HashMap<String, Arc<RouteMetrics>>>>>,
+}
+
+/// The instruments of one route and method.
+#[derive(Debug)]
+struct RouteMetrics {
+    /// By status class, 1xx to 5xx; each from its first request on.
+    by_class: [OnceLock<IntCounter>; 5],
+    seconds: Histogram,
+    request_bytes: Histogram,
+    response_bytes: Histogram,
+}
+
 /// All instruments of one service.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Registry,
-    /// By `handler` (the route's pattern), `method` and `status` (its class, as "2xx").
-    pub http_requests: IntCounterVec,
-    pub http_seconds: HistogramVec,
-    pub http_request_bytes: HistogramVec,
-    pub http_response_bytes: HistogramVec,
+    http: HttpMetrics,
     pub hash_seconds: Histogram,
     pub hash_queue_depth: IntGauge,
     pub hash_shed: IntCounter,
@@ -47,29 +69,32 @@ impl Metrics {
         let hash_opts = HistogramOpts::new("auth_password_hash_seconds", "Thread time of one password hash.")
             .buckets(vec![0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28]);
         let metrics = Self {
-            http_requests: counter(
-                "http_requests_total",
-                "Requests by route, method and status class.",
-                &["handler", "method", "status"],
-            ),
-            http_seconds: histogram(
-                "http_request_duration_seconds",
-                "Time to the response head.",
-                &["handler", "method"],
-                &times,
-            ),
-            http_request_bytes: histogram(
-                "http_request_size_bytes",
-                "Content length of requests.",
-                &["handler"],
-                &sizes,
-            ),
-            http_response_bytes: histogram(
-                "http_response_size_bytes",
-                "Content length of responses.",
-                &["handler"],
-                &sizes,
-            ),
+            http: HttpMetrics {
+                requests: counter(
+                    "http_requests_total",
+                    "Requests by route, method and status class.",
+                    &["handler", "method", "status"],
+                ),
+                seconds: histogram(
+                    "http_request_duration_seconds",
+                    "Time to the response head.",
+                    &["handler", "method"],
+                    &times,
+                ),
+                request_bytes: histogram(
+                    "http_request_size_bytes",
+                    "Content length of requests.",
+                    &["handler"],
+                    &sizes,
+                ),
+                response_bytes: histogram(
+                    "http_response_size_bytes",
+                    "Content length of responses.",
+                    &["handler"],
+                    &sizes,
+                ),
+                known: Arc::default(),
+            },
             hash_seconds: registered(&registry, Histogram::with_opts(hash_opts)),
             hash_queue_depth: registered(
                 &registry,
@@ -101,6 +126,42 @@ impl Metrics {
             metrics.registry.register(Box::new(process)).expect("BUG: registered once");
         }
         metrics
+    }
+
+    /// Counts one request. Route and method must come from small sets: their instruments are kept for ever.
+    pub fn observe_request(
+        &self,
+        route: &str,
+        method: &str,
+        status: u16,
+        elapsed: Duration,
+        [request_bytes, response_bytes]: [f64; 2],
+    ) {
+        let of_route = self.of_route(route, method);
+        let class = usize::from(status / 100).clamp(1, 5);
+        let requests = of_route.by_class[class - 1]
+            .get_or_init(|| self.http.requests.with_label_values(&[route, method, &format!("{class}xx")]));
+        requests.inc();
+        of_route.seconds.observe(elapsed.as_secs_f64());
+        of_route.request_bytes.observe(request_bytes);
+        of_route.response_bytes.observe(response_bytes);
+    }
+
+    fn of_route(&self, route: &str, method: &str) -> Arc<RouteMetrics> {
+        let http = &self.http;
+        let known = http.known.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.get(route).and_then(|methods| methods.get(method)) {
+            return Arc::clone(known);
+        }
+        drop(known);
+        let instruments = Arc::new(RouteMetrics {
+            by_class: std::array::from_fn(|_| OnceLock::new()),
+            seconds: http.seconds.with_label_values(&[route, method]),
+            request_bytes: http.request_bytes.with_label_values(&[route]),
+            response_bytes: http.response_bytes.with_label_values(&[route]),
+        });
+        let mut known = http.known.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(known.entry(route.to_owned()).or_default().entry(method.to_owned()).or_insert(instruments))
     }
 
     /// The current values in Prometheus' text format, and its content type.

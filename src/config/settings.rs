@@ -121,7 +121,7 @@ pub struct Settings {
     /// HS256, HS384 or HS512 [default: HS256]
     #[arg(long, env, value_name = "ALGORITHM", help_heading = "Tokens")]
     jwt_algorithm: Option<String>,
-    /// How long after its expiry a token is still accepted [default: 0]
+    /// How long after its expiry an access token is still accepted [default: 0]
     #[arg(long, env, value_name = "SECONDS", help_heading = "Tokens")]
     jwt_leeway_seconds: Option<String>,
     /// Lifetime of an access token [default: 900]

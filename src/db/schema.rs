@@ -14,6 +14,11 @@ pub enum SchemaError {
     /// A table of ours by name, but not by shape.
     #[error("refusing to touch this database: {0}")]
     Foreign(String),
+    /// Somebody held the tables, one way or the other, for all of [`PATIENCE`].
+    #[error(
+        "`users` and `refresh_tokens` are in use without a pause, by a transaction that is left open or a backup; nothing was changed"
+    )]
+    InUse,
     #[error("the schema is not up to date: {0} migration(s) pending; run `auth migrate`")]
     Pending(usize),
     #[error(transparent)]
@@ -73,7 +78,7 @@ const MADE: [&str; 9] = [
 const ADDED: [&str; 3] = ["session_id", "used_at", "successor_jti"];
 
 /// How long adopting tries to get hold of the tables before it gives up.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Applies what is pending, after making sure that the tables it would adopt are what they must be.
 ///
@@ -107,19 +112,20 @@ async fn adopt(connection: &mut PgConnection) -> Result<(), SchemaError> {
     sqlx::query!("SET lock_timeout = '1500ms'").execute(&mut *connection).await?;
     let started = Instant::now();
     loop {
+        let attempt = Instant::now();
         let mut transaction = connection.begin().await?;
         match lock_inherited(&mut transaction).await {
             Ok(()) => {
                 MIGRATOR.run_direct(None, &mut *transaction, false).await?;
                 return Ok(transaction.commit().await?);
             }
-            Err(error) if is_lock_timeout(&error) && started.elapsed() < PATIENCE => {
-                transaction.rollback().await?;
-                tracing::debug!("the tables are in use; trying again");
-                tokio::time::sleep(Duration::from_millis(rand::random_range(20..100))).await;
-            }
-            Err(error) => return Err(error.into()),
+            Err(error) if !is_lock_timeout(&error) => return Err(error.into()),
+            Err(_) if started.elapsed() > PATIENCE => return Err(SchemaError::InUse),
+            Err(_) => transaction.rollback().await?,
         }
+        tracing::debug!("the tables are in use; trying again");
+        // Whoever had to queue behind an attempt gets twice its time to go on.
+        tokio::time::sleep(attempt.elapsed() * 2 + Duration::from_millis(rand::random_range(20..100))).await;
     }
 }
 

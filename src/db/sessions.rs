@@ -182,8 +182,10 @@ pub async fn end(
     )
     .fetch_one(&mut *connection)
     .await?;
-    if ended > 0 {
-        sqlx::query!(
+    // Usually once; again only while refreshes follow each other this fast.
+    let mut overtaken = ended > 0;
+    while overtaken {
+        let revoked = sqlx::query!(
             r"
             UPDATE refresh_tokens SET revoked = true
             WHERE user_id = $1 AND NOT revoked
@@ -191,8 +193,9 @@ pub async fn end(
             ",
             user_id as _,
         )
-        .execute(connection)
+        .execute(&mut *connection)
         .await?;
+        overtaken = revoked.rows_affected() > 0;
     }
     Ok(u64::try_from(ended).unwrap_or(0))
 }

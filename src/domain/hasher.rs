@@ -86,6 +86,7 @@ struct Legacy {
 
 impl Legacy {
     const SAMPLES: usize = 32;
+    const FIRST_SAMPLES: usize = 3;
 
     fn sorted(&self) -> Vec<Duration> {
         let mut times: Vec<Duration> = self.recent.iter().copied().collect();
@@ -183,7 +184,7 @@ impl Hasher {
     }
 
     /// Tells the gate the highest cost among the bcrypt hashes that are left, or that none is. When one appears, its
-    /// time is measured once, so that the very first refusal is already held back.
+    /// time is measured at once, so that the very first refusal is already held back.
     pub async fn set_legacy_cost(&self, cost: Option<u32>) {
         let cost = cost.map(|cost| cost.clamp(4, Argon2Cost::MAX_BCRYPT));
         {
@@ -193,7 +194,8 @@ impl Hasher {
             }
             state.legacy = cost.map(|cost| Legacy { cost, recent: VecDeque::new() });
         }
-        if let Some(cost) = cost {
+        let Some(cost) = cost else { return };
+        for _ in 0..Legacy::FIRST_SAMPLES {
             let shared = Arc::clone(&self.shared);
             let measure = move |_: &mut Memory| {
                 let started = Instant::now();
@@ -364,9 +366,77 @@ impl Shared {
     fn measured_bcrypt(&self, cost: u32, took: Duration) {
         self.metrics.seconds.observe(took.as_secs_f64());
         let mut state = self.lock();
-        if let Some(legacy) = state.legacy.as_mut().filter(|legacy| legacy.cost == cost) {
+        // A hash that nobody has told of yet, because the Python service has just made it, counts from now on.
+        let known = state.legacy.take().filter(|legacy| legacy.cost >= cost);
+        let legacy = state.legacy.insert(known.unwrap_or_else(|| Legacy { cost, recent: VecDeque::new() }));
+        if legacy.cost == cost {
             legacy.recent.truncate(Legacy::SAMPLES - 1);
             legacy.recent.push_front(took);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BCRYPT: &str = "$2b$04$AToaJW/vWh2zQWC7Y6wtaOydfsLgRPdabeYPjiMiiQiEosDnyVGEC";
+
+    fn hasher() -> Hasher {
+        let metrics = crate::metrics::Metrics::new();
+        let metrics = HasherMetrics {
+            seconds: metrics.hash_seconds,
+            queue_depth: metrics.hash_queue_depth,
+            shed: metrics.hash_shed,
+            capacity_per_second: metrics.login_capacity,
+        };
+        let cost = Argon2Cost { m_kib: 8, t: 1 };
+        let settings = HasherSettings { concurrency: 1, max_wait: Duration::from_mins(1), cost, rehash: true };
+        Hasher::start(settings, metrics).unwrap()
+    }
+
+    /// The time after which a wrong password is refused, the wait for a worker left out.
+    async fn refusal(hasher: &Hasher, stored: Option<&str>) -> (Duration, Duration) {
+        let stored = stored.map(|text| PasswordHash::from_stored(text.to_owned()));
+        let checked = hasher.verify(Password::attempt("wrong".to_owned()), stored).await.unwrap();
+        (checked.took, checked.took + hasher.hold_back(&checked))
+    }
+
+    fn legacy(times: impl IntoIterator<Item = u64>) -> Option<Duration> {
+        let recent = times.into_iter().map(Duration::from_millis).collect();
+        Legacy { cost: 4, recent }.longest()
+    }
+
+    #[tokio::test]
+    async fn every_refusal_comes_when_the_slowest_bcrypt_one_would() {
+        let hasher = hasher();
+        hasher.set_legacy_cost(Some(4)).await;
+        let argon2 = hasher.hash(Password::attempt("right".to_owned())).await.unwrap();
+        for stored in [None, Some(argon2.as_str()), Some(""), Some(BCRYPT)] {
+            let (took, refused) = refusal(&hasher, stored).await;
+            let longest = hasher.shared.lock().legacy.as_ref().and_then(Legacy::longest).unwrap();
+            assert_eq!(refused, longest.max(took), "{stored:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_held_back_once_no_bcrypt_hash_is_left() {
+        let hasher = hasher();
+        let (took, refused) = refusal(&hasher, None).await;
+        assert_eq!(refused, took);
+        // One turns up before anybody told of it, and is gone again.
+        refusal(&hasher, Some(BCRYPT)).await;
+        assert!(hasher.shared.lock().legacy.is_some());
+        hasher.set_legacy_cost(None).await;
+        let (took, refused) = refusal(&hasher, None).await;
+        assert_eq!(refused, took);
+    }
+
+    #[test]
+    fn one_that_was_held_up_does_not_hold_up_the_others() {
+        assert_eq!(legacy([]), None);
+        assert_eq!(legacy([80]), Some(Duration::from_millis(90)));
+        assert_eq!(legacy([100, 160, 120]), Some(Duration::from_millis(180)));
+        assert_eq!(legacy([100, 9000, 110]), Some(Duration::from_millis(330)));
     }
 }

@@ -6,9 +6,9 @@
 //! - §3.5 keys: at least 32 bytes outside development, known defaults refused (`config`).
 //! - §3.7 UTF-8 only, §3.10: `kid`, `jku` and `x5u` are not looked at; a `crit` header is refused (RFC 7515 §4.1.11).
 //! - §3.8, §3.9 issuer, audience: the consumers share one secret and call PyJWT without an audience, so tokens carry no
-//!   `aud`, and one that names any is refused here as it is there.
+//!   `aud`, and one that has it is refused here as it is there.
 //! - §3.11, §3.12 explicit typing: the `type` claim keeps access and refresh tokens apart; each is accepted only where
-//!   its kind is expected. `exp` is required. A claim that stands twice makes the token invalid.
+//!   its kind is expected. `exp` is required and must be an integer. A claim that stands twice makes the token invalid.
 //!
 //! What RFC 9700 (OAuth security) asks of refresh tokens, §4.14.2: they rotate, reuse is detected, detection ends the
 //! session (`service::refresh`); the store holds their SHA-256 only (§2.2.2, a leaked table opens no session).
@@ -21,8 +21,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use secrecy::{ExposeSecret, SecretString};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
@@ -42,7 +42,8 @@ pub enum TokenAlgorithm {
 pub struct Lifetimes {
     pub access: TimeDelta,
     pub refresh: TimeDelta,
-    /// Accepted after `exp`, for clocks that differ; none by default.
+    /// How long after its `exp` an access token is accepted, for clocks that differ; none by default. A refresh token
+    /// comes back only to us, and its row says when it expires.
     pub leeway: TimeDelta,
 }
 
@@ -166,44 +167,12 @@ struct RefreshPayload<'a> {
 struct Payload {
     sub: Option<String>,
     jti: Option<String>,
-    exp: NumericDate,
-    r#type: Option<Value>,
+    exp: i64,
+    r#type: Option<serde_json::Value>,
     sid: Option<Uuid>,
-    nbf: Option<NumericDate>,
-    iat: Option<NumericDate>,
-    aud: Option<Value>,
-}
-
-impl Payload {
-    /// Whether the token is meant for somebody in particular. PyJWT takes an empty audience for none.
-    fn has_audience(&self) -> bool {
-        match &self.aud {
-            None | Some(Value::Null) => false,
-            Some(Value::String(text)) => !text.is_empty(),
-            Some(Value::Array(names)) => !names.is_empty(),
-            Some(_) => true,
-        }
-    }
-}
-
-/// Seconds since 1970. It may have a fraction (RFC 7519 §2), which is dropped, or be quoted: PyJWT reads both.
-#[derive(Clone, Copy, Deserialize)]
-#[serde(try_from = "Value")]
-struct NumericDate(i64);
-
-impl TryFrom<Value> for NumericDate {
-    type Error = &'static str;
-
-    fn try_from(value: Value) -> Result<Self, Self::Error> {
-        let whole = match &value {
-            Value::String(text) => text.trim().parse().ok(),
-            // A cast takes what is beyond either end for the end: later, or earlier, than any clock.
-            #[expect(clippy::cast_possible_truncation, reason = "the fraction is to be dropped")]
-            Value::Number(number) => number.as_i64().or_else(|| Some(number.as_f64()? as i64)),
-            _ => None,
-        };
-        whole.map(Self).ok_or("not a time")
-    }
+    nbf: Option<i64>,
+    iat: Option<i64>,
+    aud: Option<IgnoredAny>,
 }
 
 const ACCESS: &str = "access";
@@ -324,27 +293,33 @@ impl TokenKeys {
     }
 
     pub fn verify_access(&self, token: &str, now: DateTime<Utc>) -> Result<AccessClaims, TokenError> {
-        let payload = self.verify(token, ACCESS, now)?;
+        let payload = self.verify(token, ACCESS, self.lifetimes.leeway, now)?;
         let subject = payload.sub.ok_or(TokenError::Invalid)?;
         Ok(AccessClaims { subject, session_id: payload.sid.map(SessionId) })
     }
 
     pub fn verify_refresh(&self, token: &str, now: DateTime<Utc>) -> Result<RefreshClaims, TokenError> {
-        let payload = self.verify(token, REFRESH, now)?;
+        let payload = self.verify(token, REFRESH, TimeDelta::zero(), now)?;
         let subject = payload.sub.filter(|text| !text.is_empty()).ok_or(TokenError::Invalid)?;
         let jti = payload.jti.filter(|text| !text.is_empty()).ok_or(TokenError::Invalid)?;
         Ok(RefreshClaims { subject, jti: Jti(jti), session_id: payload.sid.map(SessionId), hash: TokenHash::of(token) })
     }
 
-    fn verify(&self, token: &str, expected_type: &str, now: DateTime<Utc>) -> Result<Payload, TokenError> {
+    fn verify(
+        &self,
+        token: &str,
+        expected_type: &str,
+        leeway: TimeDelta,
+        now: DateTime<Utc>,
+    ) -> Result<Payload, TokenError> {
         let payload = self.decode(token)?;
         let now = now.timestamp();
-        let leeway = self.lifetimes.leeway.num_seconds();
-        if payload.exp.0.saturating_add(leeway) <= now {
+        let leeway = leeway.num_seconds();
+        if payload.exp.saturating_add(leeway) <= now {
             return Err(TokenError::Expired);
         }
-        let from_the_future = |time: Option<NumericDate>| time.is_some_and(|time| time.0.saturating_sub(leeway) > now);
-        if from_the_future(payload.nbf) || from_the_future(payload.iat) || payload.has_audience() {
+        let from_the_future = |time: Option<i64>| time.is_some_and(|time| time.saturating_sub(leeway) > now);
+        if from_the_future(payload.nbf) || from_the_future(payload.iat) || payload.aud.is_some() {
             return Err(TokenError::Invalid);
         }
         // A NUL can be signed but not stored, so no token of ours has one.
@@ -353,7 +328,7 @@ impl TokenKeys {
             return Err(TokenError::Invalid);
         }
         match &payload.r#type {
-            Some(Value::String(kind)) if kind == expected_type => Ok(payload),
+            Some(serde_json::Value::String(kind)) if kind == expected_type => Ok(payload),
             _ => Err(TokenError::WrongType),
         }
     }

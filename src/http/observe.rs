@@ -26,6 +26,9 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The label of requests that match no route, as the Python service's instrumentation has it.
 const NO_ROUTE: &str = "none";
 
+/// Routes that are asked by machines all the time; logged at the level `debug` while they succeed.
+const PROBES: [&str; 4] = ["/auth/health", "/health", "/auth/ready", "/auth/metrics"];
+
 /// Wraps a request in all of it.
 pub(super) async fn observe(State(app): State<App>, request: Request, next: Next) -> Response {
     let started = Instant::now();
@@ -34,7 +37,13 @@ pub(super) async fn observe(State(app): State<App>, request: Request, next: Next
     let route = route.as_ref().map_or(NO_ROUTE, MatchedPath::as_str);
     let request_bytes = content_length(request.headers()).unwrap_or(0.0);
     let id = request_id(request.headers());
-    let span = tracing::info_span!("request", id = id.to_str().unwrap_or_default());
+    // Probes come every few seconds for as long as the service lives, and say nothing unless they fail.
+    let probe = PROBES.contains(&route);
+    let span = if probe {
+        tracing::debug_span!("request", id = id.to_str().unwrap_or_default())
+    } else {
+        tracing::info_span!("request", id = id.to_str().unwrap_or_default())
+    };
 
     let answered = tokio::time::timeout(app.config.request_timeout, next.run(request).instrument(span.clone())).await;
     let mut response = answered.unwrap_or_else(|_| ApiError::TimedOut.into_response());
@@ -42,19 +51,20 @@ pub(super) async fn observe(State(app): State<App>, request: Request, next: Next
 
     let status = response.status().as_u16();
     let elapsed = started.elapsed();
+    let method = method_label(&method);
+    let latency_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
     span.in_scope(|| {
-        tracing::info!(method = method_label(&method), route, status, latency_us = elapsed.as_micros(), "request");
+        if probe && status < 400 {
+            tracing::debug!(method, route, status, latency_us, "request");
+        } else {
+            tracing::info!(method, route, status, latency_us, "request");
+        }
     });
-    let class = ["0xx", "1xx", "2xx", "3xx", "4xx", "5xx"][usize::from(status / 100).min(5)];
-    let metrics = &app.metrics;
-    metrics.http_requests.with_label_values(&[route, method_label(&method), class]).inc();
-    metrics.http_seconds.with_label_values(&[route, method_label(&method)]).observe(elapsed.as_secs_f64());
-    metrics.http_request_bytes.with_label_values(&[route]).observe(request_bytes);
     let response_bytes = content_length(response.headers()).or_else(|| {
         let exact = axum::body::HttpBody::size_hint(response.body()).exact()?;
         u32::try_from(exact).ok().map(f64::from)
     });
-    metrics.http_response_bytes.with_label_values(&[route]).observe(response_bytes.unwrap_or(0.0));
+    app.metrics.observe_request(route, method, status, elapsed, [request_bytes, response_bytes.unwrap_or(0.0)]);
     response
 }
 
@@ -81,7 +91,9 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
     };
     headers.get(X_REQUEST_ID).filter(sane).cloned().unwrap_or_else(|| {
         let mut buffer = Uuid::encode_buffer();
-        let text = Uuid::new_v4().hyphenated().encode_lower(&mut buffer);
+        // From the thread's generator: Uuid::new_v4 would ask the kernel each time.
+        let id = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
+        let text = id.hyphenated().encode_lower(&mut buffer);
         HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("-"))
     })
 }

@@ -120,20 +120,28 @@ async fn an_expiry_in_the_past(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
-async fn an_expiry_in_another_notation_or_at_the_end_of_time_is_not_the_token_that_was_issued(pool: PgPool) {
+async fn an_expiry_that_is_no_whole_number_or_too_large_for_one(pool: PgPool) {
+    refused(pool, |token| {
+        let exp = claims(token)["exp"].to_string();
+        let odd = [
+            format!("{exp}.0"),
+            format!("{exp}.5"),
+            format!("\"{exp}\""),
+            "1e10".to_owned(),
+            "1e300".to_owned(),
+            "9223372036854775808".to_owned(),
+            "18446744073709551616".to_owned(),
+        ];
+        odd.iter().map(|exp| seal(HEADER, &with_claim(token, "exp", exp))).collect()
+    })
+    .await;
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn an_expiry_at_the_end_of_time_is_not_the_token_that_was_issued(pool: PgPool) {
     let scene = Scene::new(pool).await;
-    let exp = claims(&scene.tokens.refresh)["exp"].to_string();
-    let far = [i64::MAX.to_string(), "9223372036854775808".to_owned(), "18446744073709551616".to_owned()];
-    let odd = [format!("{exp}.0"), format!("{exp}.5"), format!("\"{exp}\""), "1e10".to_owned(), "1e300".to_owned()];
-    for exp in far.iter().chain(&odd) {
-        let forged = seal(HEADER, &with_claim(&scene.tokens.refresh, "exp", exp));
-        let sentences = ["Refresh token not valid", "Invalid refresh token"];
-        assert_refused(&scene.app.refresh(&forged).await, &sentences, &forged);
-        // Who knows the secret may write such a token; it just must not break anything.
-        assert!(scene.app.logout(&forged).await.status.as_u16() < 500, "{exp}");
-        let access = seal(HEADER, &with_claim(&scene.tokens.access, "exp", exp));
-        assert!(scene.app.get_as("/users/me", &access).await.status.as_u16() < 500, "{exp}");
-    }
+    let forged = seal(HEADER, &with_claim(&scene.tokens.refresh, "exp", &i64::MAX.to_string()));
+    assert_refused(&scene.app.refresh(&forged).await, &["Refresh token not valid"], &forged);
     scene.unharmed().await;
 }
 

@@ -18,6 +18,7 @@ mod health;
 mod http;
 mod login;
 mod logout;
+mod metrics;
 mod password;
 mod refresh;
 mod refresh_queue;

@@ -1,40 +1,58 @@
 //! Which statements the driver sends: it says so to `tracing`, and this listens.
 
+use std::cell::RefCell;
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::marker::PhantomData;
+use std::rc::Rc;
+use std::sync::Once;
 
 use tracing::field::{Field, Visit};
-use tracing::subscriber::DefaultGuard;
 use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
-/// Listens on this thread, which is the whole runtime of a test, until it is dropped.
-pub(crate) struct Recorder {
-    statements: Arc<Mutex<Vec<String>>>,
-    _listening: DefaultGuard,
+thread_local! {
+    /// Of a test that has a recorder; the one thread of a test is its whole runtime.
+    static STATEMENTS: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
 }
+
+/// Listens on this thread until it is dropped.
+pub(crate) struct Recorder(PhantomData<Rc<()>>);
 
 impl Recorder {
     pub(crate) fn start() -> Self {
-        let statements = Arc::<Mutex<Vec<String>>>::default();
-        let subscriber = tracing_subscriber::registry().with(Listener(Arc::clone(&statements)));
-        Self { statements, _listening: tracing::subscriber::set_default(subscriber) }
+        // One listener for the process: where tests are threads, the interest in an event is remembered for all of
+        // them, and a listener of one's own could come too late.
+        static LISTEN: Once = Once::new();
+        LISTEN.call_once(|| {
+            tracing::subscriber::set_global_default(tracing_subscriber::registry().with(Listener)).unwrap();
+            tracing::callsite::rebuild_interest_cache();
+        });
+        STATEMENTS.set(Some(Vec::new()));
+        Self(PhantomData)
     }
 
     /// What was sent since the last call, with its spaces in order.
+    #[expect(clippy::unused_self, reason = "it takes a recorder to have something recorded")]
     pub(crate) fn take(&self) -> Vec<String> {
-        std::mem::take(&mut *self.statements.lock().unwrap())
+        STATEMENTS.replace(Some(Vec::new())).unwrap_or_default()
     }
 }
 
-struct Listener(Arc<Mutex<Vec<String>>>);
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        STATEMENTS.set(None);
+    }
+}
+
+struct Listener;
 
 impl<S: Subscriber> Layer<S> for Listener {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         if event.metadata().target() == "sqlx::query" {
             let mut statement = Statement::default();
             event.record(&mut statement);
-            self.0.lock().unwrap().push(statement.0.split_whitespace().collect::<Vec<_>>().join(" "));
+            let text = statement.0.split_whitespace().collect::<Vec<_>>().join(" ");
+            STATEMENTS.with_borrow_mut(|statements| statements.as_mut().map(|statements| statements.push(text)));
         }
     }
 }

@@ -1,0 +1,55 @@
+//! How long the service takes from nothing to its first answer.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, json};
+
+use crate::{Outcome, http, stats};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Ends with the value that stands for it.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+pub(crate) fn measure(address: SocketAddr, runs: usize, command: &[String]) -> Outcome<()> {
+    let (program, arguments) = command.split_first().ok_or("there is no command")?;
+    let mut times = Vec::new();
+    for _ in 0..runs {
+        let started = Instant::now();
+        let process = Command::new(program).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+        let process = Process(process);
+        while !answers(address) {
+            if started.elapsed() > PATIENCE {
+                return Err(format!("{program} does not answer on {address}").into());
+            }
+            sleep(Duration::from_micros(500));
+        }
+        times.push(started.elapsed().as_secs_f64() * 1000.0);
+        drop(process);
+    }
+    times.sort_by(f64::total_cmp);
+    let mut report = Map::new();
+    report.insert("runs".to_owned(), json!(runs));
+    report.insert("median_ms".to_owned(), json!(stats::round(times[times.len() / 2])));
+    report.insert("max_ms".to_owned(), json!(stats::round(times[times.len() - 1])));
+    stats::print("start", report);
+    Ok(())
+}
+
+fn answers(address: SocketAddr) -> bool {
+    let Ok(mut stream) = TcpStream::connect(address) else { return false };
+    let mut answer = [0; 12];
+    let asked = stream.write_all(&http::get("/auth/health", None)).and_then(|()| stream.read_exact(&mut answer));
+    asked.is_ok() && answer.ends_with(b"200")
+}
