@@ -1,9 +1,9 @@
 //! Many concurrent refreshes as one statement with one commit.
 //!
 //! Calls wait in a channel. A worker takes all that wait, up to a maximum, and sends them as one
-//! [`refresh_tokens::rotate`]; while that is in the database the next ones gather. Nothing is ever waited for to fill a
-//! batch: an idle service sends batches of one at once, a busy one commits a hundred refreshes together. Each worker
-//! has a connection, and there are few, because two batches in flight already keep the database busy.
+//! [`refresh_tokens::rotate`]; while that is in the database the next ones gather. No clock is ever waited for: an idle
+//! service sends batches of one at once, a busy one commits a hundred refreshes together. Each worker has a connection,
+//! and there are few, because two batches in flight already keep the database busy.
 //!
 //! Why this is sound:
 //! - **Durability.** Nobody is answered before the commit that holds their successor. If the connection breaks, nobody
@@ -20,15 +20,19 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use sqlx::PgPool;
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 
 use super::refresh_tokens::{self, Rotated, Rotation};
 use crate::domain::tokens::TokenHash;
 
 /// Calls that may wait; some seconds' worth of them.
 const WAITING: usize = 8192;
+
+/// How often a gathering worker lets others run before it goes; each turn must bring somebody, or it goes at once.
+const YIELDS: usize = 4;
 
 /// What came of a call: the rotation, `None` where the token was refused.
 type Answer = Result<Option<Rotated>, QueueError>;
@@ -69,10 +73,11 @@ impl RefreshQueue {
     #[must_use]
     pub fn start(pool: PgPool, max_batch: usize) -> Self {
         let (calls, waiting) = mpsc::channel(WAITING);
-        let waiting = Arc::new(Mutex::new(waiting));
+        let desk =
+            Arc::new(Desk { waiting: Mutex::new(waiting), in_flight: AtomicUsize::new(0), landed: Notify::new() });
         if max_batch > 1 {
             for _ in 0..pool.options().get_max_connections() {
-                tokio::spawn(work(pool.clone(), Arc::clone(&waiting), max_batch));
+                tokio::spawn(work(pool.clone(), Arc::clone(&desk), max_batch));
             }
         }
         Self { calls, pool, max_batch }
@@ -90,20 +95,87 @@ impl RefreshQueue {
     }
 }
 
-async fn work(pool: PgPool, waiting: Arc<Mutex<mpsc::Receiver<Call>>>, max_batch: usize) {
-    let mut batch = Vec::with_capacity(max_batch);
+/// What the workers share.
+struct Desk {
+    waiting: Mutex<mpsc::Receiver<Call>>,
+    /// Batches in the database.
+    in_flight: AtomicUsize,
+    landed: Notify,
+}
+
+impl Desk {
+    /// Takes the next batch; an empty one says that there will be no more.
+    ///
+    /// One worker gathers at a time. It takes what waits, lets those who are just about to call do so, and goes; but
+    /// while another batch is in the database it waits for half a batch or for that one to land, because a fuller batch
+    /// is cheaper and the database is not idle meanwhile.
+    async fn gather(&self, max_batch: usize) -> Vec<Call> {
+        let mut batch = Vec::with_capacity(max_batch);
+        let mut waiting = self.waiting.lock().await;
+        if waiting.recv_many(&mut batch, max_batch).await == 0 {
+            return batch;
+        }
+        for _ in 0..YIELDS {
+            let before = batch.len();
+            tokio::task::yield_now().await;
+            take_waiting(&mut waiting, &mut batch, max_batch);
+            if batch.len() == before {
+                break;
+            }
+        }
+        while batch.len() < max_batch / 2 {
+            // Registered before the check, so that a landing in between is not missed.
+            let landed = self.landed.notified();
+            if self.in_flight.load(Ordering::Acquire) == 0 {
+                break;
+            }
+            tokio::select! {
+                biased;
+                call = waiting.recv() => match call {
+                    Some(call) => batch.push(call),
+                    None => break,
+                },
+                () = landed => {}
+            }
+        }
+        take_waiting(&mut waiting, &mut batch, max_batch);
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
+        batch
+    }
+}
+
+/// A batch in the database; lands when it is dropped, whatever happened to it.
+struct Flight<'a>(&'a Desk);
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
+        self.0.landed.notify_waiters();
+    }
+}
+
+fn take_waiting(waiting: &mut mpsc::Receiver<Call>, batch: &mut Vec<Call>, max_batch: usize) {
+    while batch.len() < max_batch
+        && let Ok(call) = waiting.try_recv()
+    {
+        batch.push(call);
+    }
+}
+
+async fn work(pool: PgPool, desk: Arc<Desk>, max_batch: usize) {
     loop {
-        // The lock is held while waiting for the first call, and only then: the other workers have nothing to take.
-        if waiting.lock().await.recv_many(&mut batch, max_batch).await == 0 {
+        let mut batch = desk.gather(max_batch).await;
+        if batch.is_empty() {
             return;
         }
-        batch.retain(|call: &Call| !call.answer.is_closed());
-        decide(&pool, batch.drain(..)).await;
+        let _flight = Flight(&desk);
+        batch.retain(|call| !call.answer.is_closed());
+        decide(&pool, batch).await;
     }
 }
 
 /// Decides a batch and answers every call in it.
-async fn decide(pool: &PgPool, calls: impl Iterator<Item = Call>) {
+async fn decide(pool: &PgPool, calls: Vec<Call>) {
     // The first caller of each token goes into the statement; who brings the same one again is answered `None` and
     // finds out by itself that it is used.
     let mut seen: HashSet<TokenHash> = HashSet::new();
@@ -117,6 +189,9 @@ async fn decide(pool: &PgPool, calls: impl Iterator<Item = Call>) {
         }
     }
     batch.sort_unstable_by(|a, b| a.rotation.presented.jti.as_str().cmp(b.rotation.presented.jti.as_str()));
+    if batch.is_empty() {
+        return;
+    }
     let rotations: Vec<&Rotation> = batch.iter().map(|call| &call.rotation).collect();
     match refresh_tokens::rotate(pool, &rotations).await {
         Ok(answers) => {

@@ -56,7 +56,9 @@ pub struct Checked {
     took: Duration,
 }
 
-type Work = Box<dyn FnOnce(&mut Memory) + Send>;
+/// Does the work, and gives what tells the caller of its outcome.
+type Work = Box<dyn FnOnce(&mut Memory) -> Tell + Send>;
+type Tell = Box<dyn FnOnce()>;
 
 struct Job {
     ticket: u64,
@@ -226,8 +228,11 @@ impl Hasher {
     ) -> Result<T, Busy> {
         let (sender, receiver) = oneshot::channel();
         let work: Work = Box::new(move |memory| {
-            // The caller may have gone; then there is nobody to tell.
-            let _ = sender.send(work(memory));
+            let outcome = work(memory);
+            Box::new(move || {
+                // The caller may have gone; then there is nobody to tell.
+                let _ = sender.send(outcome);
+            })
         });
         let place = self.shared.enqueue(expected, work)?;
         let outcome = receiver.await;
@@ -307,11 +312,16 @@ impl Shared {
         // Allocated with the first job: a service nobody signs in to stays small.
         let mut memory = None;
         while let Some(job) = self.next_job() {
+            // Who is told has left the queue.
             if Instant::now() < job.deadline {
                 let memory = memory.get_or_insert_with(|| Memory::for_cost(self.settings.cost));
-                (job.work)(memory);
+                let tell = (job.work)(memory);
+                self.leave(&mut self.lock(), job.expected);
+                tell();
+            } else {
+                self.leave(&mut self.lock(), job.expected);
+                drop(job.work);
             }
-            self.leave(&mut self.lock(), job.expected);
         }
     }
 
