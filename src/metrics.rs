@@ -12,6 +12,8 @@ use prometheus::{
     TextEncoder,
 };
 
+type ByRouteAndMethod = HashMap<String, HashMap<String, Arc<RouteMetrics>>>;
+
 /// What is counted of every request.
 #[derive(Clone, Debug)]
 struct HttpMetrics {
@@ -21,7 +23,7 @@ struct HttpMetrics {
     request_bytes: HistogramVec,
     response_bytes: HistogramVec,
     /// The instruments of each route and method that was seen; looking labels up one by one costs more than counting.
-    known: Arc<RwLock<HashMap<String, HashMap<String, Arc<RouteMetrics>>>>>,
+    known: Arc<RwLock<ByRouteAndMethod>>,
 }
 
 /// The instruments of one route and method.
