@@ -1,5 +1,7 @@
 //! What a storefront sees: the service through the gateway, over HTTP.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use crate::stack::{Database, Gateway, Service, client, get, post, send};
@@ -63,9 +65,9 @@ async fn a_customers_whole_journey_works_through_the_gateway() {
 #[tokio::test]
 async fn a_request_id_comes_back_through_the_gateway_and_stands_in_the_log() {
     let database = Database::create().await;
-    let service = Service::start(&database.dsn()).await;
+    let mut service = Service::start(&database.dsn()).await;
     let gateway = Gateway::start(&service).await;
-    let url = gateway.url("/auth/health");
+    let url = gateway.url("/users/me");
 
     let given = send(client().get(&url).header("x-request-id", "order-4711")).await;
     assert_eq!(given.header("x-request-id"), Some("order-4711"));
@@ -75,6 +77,9 @@ async fn a_request_id_comes_back_through_the_gateway_and_stands_in_the_log() {
     assert!(!made.is_empty());
     assert_ne!(Some(made), other.header("x-request-id"));
 
+    // The log is written by a thread of its own, and all of it at the end.
+    service.terminate();
+    assert_eq!(service.exit_code(Duration::from_secs(10)).await, 0);
     let log = service.log();
     for id in ["order-4711", made] {
         assert!(log.contains(id), "{id} does not stand in the log:\n{log}");
