@@ -8,7 +8,6 @@ use std::time::Duration;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use sqlx::PgPool;
-use tokio::net::TcpListener;
 
 use crate::app::App;
 use crate::clock::Clock;
@@ -239,8 +238,7 @@ async fn serve(config: Config, no_migrate: bool) -> Result<(), CliError> {
         }
     }
     drop(connection);
-    let listener = TcpListener::bind(config.listen_addr)
-        .await
+    let listener = http::listen(config.listen_addr)
         .map_err(|error| CliError::Failed(format!("cannot listen on {}: {error}", config.listen_addr)))?;
     let app = App::new(config, Clock::system())?;
     // Before the first request, so that no refusal is told apart by its time.

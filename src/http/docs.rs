@@ -2,7 +2,6 @@
 
 use std::sync::{Arc, LazyLock};
 
-use axum::extract::Path;
 use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
 use axum::response::{Html, IntoResponse, Response};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
@@ -10,6 +9,7 @@ use utoipa::{Modify, OpenApi};
 use utoipa_swagger_ui::{Config, serve};
 
 use super::error::{ApiError, Detail};
+use super::extract::PathSegment;
 use super::responses::ProblemsSchema;
 
 /// Everything about the document that no handler says.
@@ -68,7 +68,7 @@ pub(super) async fn page() -> impl IntoResponse {
 }
 
 /// What the page is made of.
-pub(super) async fn asset(Path(file): Path<String>) -> Result<Response, ApiError> {
+pub(super) async fn asset(PathSegment(file): PathSegment) -> Result<Response, ApiError> {
     match serve(&file, Arc::clone(&CONFIG)) {
         Ok(Some(asset)) => {
             let headers = [(CONTENT_TYPE, asset.content_type), (CACHE_CONTROL, "public, max-age=3600".to_owned())];

@@ -4,12 +4,13 @@ use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use axum::body::{Body as RawBody, Bytes};
+use axum::body::Body as RawBody;
 use axum::extract::{FromRequest, FromRequestParts, RawQuery, Request};
-use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, USER_AGENT};
+use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, USER_AGENT};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use http_body_util::BodyExt as _;
 use serde::Serialize;
 
 use super::error::ApiError;
@@ -19,6 +20,9 @@ use crate::domain::session::Device;
 
 /// Largest body that is read.
 const MAX_BODY_BYTES: usize = 64 * 1024;
+/// How much of a larger body is received and thrown away, so that its sender gets to see the answer: one who is still
+/// sending when the connection closes mostly sees only that.
+const MAX_DISCARDED_BYTES: u64 = 4 * 1024 * 1024;
 
 /// An answer in JSON. (Axum's own type is banned: as an extractor its refusals would not have the contract's shape.)
 pub(super) struct Json<T>(pub T);
@@ -56,19 +60,28 @@ impl<T: FromBody> FromRequest<App> for Body<T> {
     }
 }
 
-async fn read(parts: &Parts, body: RawBody) -> Result<Bytes, ApiError> {
+async fn read(parts: &Parts, mut body: RawBody) -> Result<Vec<u8>, ApiError> {
     let announced = parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if announced.is_some_and(|length| length > MAX_BODY_BYTES as u64) {
+    let announced = announced.unwrap_or(0);
+    // Who waits to be asked for the body needs not be asked for one that is too large.
+    let waits = parts.headers.contains_key(EXPECT);
+    if announced > MAX_DISCARDED_BYTES || (waits && announced > MAX_BODY_BYTES as u64) {
         return Err(ApiError::BodyTooLarge);
     }
-    axum::body::to_bytes(body, MAX_BODY_BYTES).await.map_err(|error| {
-        let source = std::error::Error::source(&error);
-        if source.is_some_and(<dyn std::error::Error>::is::<http_body_util::LengthLimitError>) {
-            ApiError::BodyTooLarge
-        } else {
-            ApiError::Body(BodyError::Unparsable)
+    let mut bytes = Vec::new();
+    let mut received = 0;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| ApiError::Body(BodyError::Unparsable))?;
+        let Ok(data) = frame.into_data() else { continue };
+        received += data.len() as u64;
+        if received > MAX_DISCARDED_BYTES {
+            break;
         }
-    })
+        if received <= MAX_BODY_BYTES as u64 {
+            bytes.extend_from_slice(&data);
+        }
+    }
+    if received > MAX_BODY_BYTES as u64 { Err(ApiError::BodyTooLarge) } else { Ok(bytes) }
 }
 
 /// The token of `Authorization: Bearer`, if there is exactly one such header and it is well formed (RFC 6750 §2.1).
@@ -136,6 +149,18 @@ fn warn_once_of_untrusted_proxy(peer: IpAddr) {
             %peer,
             "requests carry X-Forwarded-For but their sender is not in TRUSTED_PROXIES: all its clients count as one"
         );
+    }
+}
+
+/// The part of the path that the route leaves open. What is not UTF-8 names nothing here.
+pub(super) struct PathSegment(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for PathSegment {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let path = axum::extract::Path::from_request_parts(parts, state).await.map_err(|_| ApiError::NotFound)?;
+        Ok(Self(path.0))
     }
 }
 

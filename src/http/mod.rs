@@ -14,7 +14,7 @@ mod users;
 mod validation;
 
 pub use extract::Peer;
-pub use server::{probe_health, serve};
+pub use server::{listen, probe_health, serve};
 
 use axum::extract::Request;
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};

@@ -10,30 +10,58 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::task::TaskTracker;
 use tower::Service as _;
 
 use super::{Peer, Service, service};
 use crate::app::App;
 
-/// The longest silence between two requests, and the time for the head of one. A gateway that keeps connections must
-/// give them up earlier (Traefik does so after 90 s), or it would now and then write into one that is just closing.
+/// The longest silence between two requests, and the time for the head of one: to hold a connection by sending half a
+/// head is no cheaper than to hold it by sending nothing. A gateway that keeps connections must give them up earlier
+/// (Traefik does so after 90 s), or it would now and then write into one that is just closing.
 const HEAD_TIMEOUT: Duration = Duration::from_mins(2);
-/// The time until a new connection has sent its first bytes; a slow client gets no more.
-const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The time until a new connection has said whether it speaks HTTP/1 or 2.
+const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(10);
+/// The pause between two looks at first bytes that tell nothing yet.
+const FIRST_BYTES_PAUSE: Duration = Duration::from_millis(50);
+/// What a client that speaks HTTP/2 sends first (RFC 9113 §3.4).
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// For how long no connection is accepted after the system refused one, for want of descriptors, say.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// For how long connections are still accepted when it is time to go, for those who had begun to connect.
+const LAST_CALL: Duration = Duration::from_millis(50);
+/// For how long no request may be in flight until nobody is expected to come up with one any more.
+const SILENCE: Duration = Duration::from_secs(1);
+/// Descriptors that are not for clients: the database's connections have their own count beside these.
+const RESERVED_DESCRIPTORS: u64 = 64;
+
+/// How many connections may wait to be accepted, if the system's own limit allows; the usual 128 would make a crowd that
+/// comes at once wait for a second, until its connection attempts are repeated.
+const BACKLOG: u32 = 4096;
+
+/// Opens the socket that [`serve`] accepts from.
+pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A restarted service need not wait until the last connections of the old one are forgotten.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
 
 /// Serves until `shutdown` is done, then finishes what is in flight. Returns whether all of it was finished in the time
 /// the configuration gives.
 pub async fn serve(app: App, listener: TcpListener, shutdown: impl Future<Output = ()>) -> bool {
     let service = service(app.clone());
-    let connections = Arc::new(Semaphore::new(app.config.max_connections));
+    let connections = Arc::new(Semaphore::new(connection_limit(&app)));
     let graceful = GracefulShutdown::new();
-    // Dropped at shutdown, which is what connections that have not said anything yet wait for.
-    let (open, closing) = watch::channel(());
-    let mut shutdown = std::pin::pin!(shutdown);
+    let requests = TaskTracker::new();
+    let mut last_call = std::pin::pin!(async {
+        shutdown.await;
+        tokio::time::sleep(LAST_CALL).await;
+    });
     loop {
         let accepted = async {
             // Beyond the limit clients wait in the backlog of the socket.
@@ -42,12 +70,13 @@ pub async fn serve(app: App, listener: TcpListener, shutdown: impl Future<Output
         };
         let (accepted, permit) = tokio::select! {
             accepted = accepted => accepted,
-            () = &mut shutdown => break,
+            () = &mut last_call => break,
         };
         match (accepted, permit) {
             (Ok((stream, peer)), Ok(permit)) => {
-                let connection = Connection { app: app.clone(), service: service.clone(), peer: Peer(peer), permit };
-                tokio::spawn(connection.serve(stream, graceful.watcher(), closing.clone()));
+                let (app, service, requests) = (app.clone(), service.clone(), requests.clone());
+                let connection = Connection { app, service, requests, peer: Peer(peer), permit };
+                tokio::spawn(connection.serve(stream, graceful.watcher()));
             }
             (Err(error), _) => {
                 tracing::warn!(%error, "could not accept a connection");
@@ -56,30 +85,66 @@ pub async fn serve(app: App, listener: TcpListener, shutdown: impl Future<Output
             (_, Err(_closed)) => break,
         }
     }
-    drop((listener, open));
+    drop(listener);
     tracing::info!("shutting down");
-    tokio::time::timeout(app.config.shutdown_grace, graceful.shutdown()).await.is_ok()
+    let finished = async {
+        tokio::select! {
+            // Connections that say nothing, or never finish saying it, would keep this one waiting ...
+            () = graceful.shutdown() => {}
+            // ... and this one knows only of requests whose head has come.
+            () = silence(&requests) => {}
+        }
+    };
+    tokio::time::timeout(app.config.shutdown_grace, finished).await.is_ok()
+}
+
+async fn silence(requests: &TaskTracker) {
+    requests.close();
+    loop {
+        requests.wait().await;
+        tokio::time::sleep(SILENCE).await;
+        if requests.is_empty() {
+            return;
+        }
+    }
+}
+
+/// How many connections there may be: as many as configured, or as the system's limit of open files leaves room for.
+fn connection_limit(app: &App) -> usize {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    // The lower limit is for programs that cannot do with more; asking for all that is allowed fails for nobody.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    let configured = app.config.max_connections;
+    let Some(open_files) = getrlimit(Resource::Nofile).current else { return configured };
+    let database = u64::from(app.config.database.max_connections) + u64::from(app.config.refresh_connections);
+    let room = usize::try_from(open_files.saturating_sub(RESERVED_DESCRIPTORS + database)).unwrap_or(usize::MAX).max(1);
+    if room < configured {
+        tracing::warn!(configured, room, open_files, "MAX_CONNECTIONS is more than the limit of open files allows");
+    }
+    configured.min(room)
 }
 
 struct Connection {
     app: App,
     service: Service,
+    requests: TaskTracker,
     peer: Peer,
     permit: OwnedSemaphorePermit,
 }
 
 impl Connection {
-    async fn serve(self, stream: TcpStream, watcher: Watcher, mut closing: watch::Receiver<()>) {
+    async fn serve(self, stream: TcpStream, watcher: Watcher) {
         let open = &self.app.metrics.connections;
         open.inc();
         // Answers are small and written whole; waiting to fill a packet only delays them.
         let _ = stream.set_nodelay(true);
-        let peer = self.peer;
         let service = hyper::service::service_fn(|mut request: hyper::Request<Incoming>| {
-            request.extensions_mut().insert(peer);
+            let in_flight = self.requests.token();
+            request.extensions_mut().insert(self.peer);
             let mut service = self.service.clone();
             async move {
                 let response: Result<_, Infallible> = service.call(request.map(axum::body::Body::new)).await;
+                drop(in_flight);
                 response
             }
         });
@@ -91,12 +156,7 @@ impl Connection {
             .keep_alive_interval(HEAD_TIMEOUT)
             .max_concurrent_streams(256)
             .max_header_list_size(64 * 1024);
-        let mut first_byte = [0];
-        let speaks = tokio::select! {
-            peeked = tokio::time::timeout(FIRST_BYTE_TIMEOUT, stream.peek(&mut first_byte)) => matches!(peeked, Ok(Ok(1))),
-            _ = closing.changed() => false,
-        };
-        if speaks {
+        if let Ok(true) = tokio::time::timeout(FIRST_BYTES_TIMEOUT, speaks_http(&stream)).await {
             let connection = builder.serve_connection(TokioIo::new(stream), service);
             if let Err(error) = watcher.watch(connection).await {
                 // Clients go away and send rubbish all day.
@@ -105,6 +165,21 @@ impl Connection {
         }
         open.dec();
         drop(self.permit);
+    }
+}
+
+/// Waits until the first bytes tell one version of HTTP from the other; the connection itself would wait for ever.
+async fn speaks_http(stream: &TcpStream) -> bool {
+    let mut first = [0; HTTP2_PREFACE.len()];
+    loop {
+        match stream.peek(&mut first).await {
+            Ok(0) | Err(_) => return false,
+            Ok(count) if count < first.len() && HTTP2_PREFACE.starts_with(&first[..count]) => {
+                // What was seen stays there to be read, so looking again at once would find the same.
+                tokio::time::sleep(FIRST_BYTES_PAUSE).await;
+            }
+            Ok(_) => return true,
+        }
     }
 }
 

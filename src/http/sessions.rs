@@ -1,6 +1,6 @@
 //! `/auth/sessions`: where somebody is signed in, and ending it.
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::error::ApiError;
-use super::extract::{BearerToken, Client, Json};
+use super::extract::{BearerToken, Client, Json, PathSegment};
 use super::responses::{NotFound, Unauthorized, Unavailable};
 use crate::app::App;
 use crate::db;
@@ -67,7 +67,7 @@ pub(super) async fn end(
     State(app): State<App>,
     bearer: BearerToken,
     Client(device): Client,
-    Path(id): Path<String>,
+    PathSegment(id): PathSegment,
 ) -> Result<StatusCode, ApiError> {
     let bearer = users::authenticate(&app, bearer.as_deref()).await?;
     // What is no session id is nobody's session.

@@ -1,13 +1,13 @@
 //! `/users/`, `/users/me`, `/users/{id}` and a user's sessions, for administrators.
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::header::LINK;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::error::ApiError;
-use super::extract::{BearerToken, Body, Client, FromBody, Json, Query, whole_number};
+use super::extract::{BearerToken, Body, Client, FromBody, Json, PathSegment, Query, whole_number};
 use super::responses::{BodyErrors, Forbidden, NotFound, ParameterErrors, Unauthorized, Unavailable};
 use super::sessions::Session;
 use super::validation::{BodyError, Fields, Place};
@@ -116,7 +116,7 @@ pub(super) async fn set_role(
     State(app): State<App>,
     bearer: BearerToken,
     Client(device): Client,
-    Path(id): Path<String>,
+    PathSegment(id): PathSegment,
     Body(request): Body<RoleRequest>,
 ) -> Result<Json<User>, ApiError> {
     let admin = users::require_admin(&app, bearer.as_deref()).await?;
@@ -135,7 +135,7 @@ pub(super) async fn delete(
     State(app): State<App>,
     bearer: BearerToken,
     Client(device): Client,
-    Path(id): Path<String>,
+    PathSegment(id): PathSegment,
 ) -> Result<StatusCode, ApiError> {
     let admin = users::require_admin(&app, bearer.as_deref()).await?;
     users::delete(&app, &admin, user_id(&id)?, &device).await?;
@@ -153,7 +153,7 @@ pub(super) async fn delete(
 pub(super) async fn list_sessions(
     State(app): State<App>,
     bearer: BearerToken,
-    Path(id): Path<String>,
+    PathSegment(id): PathSegment,
 ) -> Result<Json<Vec<Session>>, ApiError> {
     let admin = users::require_admin(&app, bearer.as_deref()).await?;
     let sessions = sessions::list_of(&app, user_id(&id)?).await?;
@@ -172,7 +172,7 @@ pub(super) async fn end_sessions(
     State(app): State<App>,
     bearer: BearerToken,
     Client(device): Client,
-    Path(id): Path<String>,
+    PathSegment(id): PathSegment,
 ) -> Result<Json<Ended>, ApiError> {
     users::require_admin(&app, bearer.as_deref()).await?;
     let ended = sessions::end_all_of(&app, user_id(&id)?, &device).await?;

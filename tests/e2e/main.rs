@@ -7,6 +7,7 @@
 mod configuration;
 mod consumers;
 mod gateway;
+mod limits;
 mod openapi;
 mod outage;
 mod readme;

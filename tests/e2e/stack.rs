@@ -193,6 +193,21 @@ impl Service {
 
     /// With further settings, which win over those of `start`.
     pub(crate) async fn start_with(dsn: &str, settings: &[(&str, &str)]) -> Self {
+        Self::start_by(auth, dsn, settings).await
+    }
+
+    /// Where the system gives it no more than so many open files.
+    pub(crate) async fn start_with_open_files(dsn: &str, open_files: u32) -> Self {
+        let limited = || {
+            let mut shell = Command::new("/bin/sh");
+            shell.env_clear().args(["-c", "ulimit -n \"$0\" && exec \"$@\"", &open_files.to_string()]);
+            shell.arg(env!("CARGO_BIN_EXE_auth"));
+            shell
+        };
+        Self::start_by(limited, dsn, &[]).await
+    }
+
+    async fn start_by(auth: impl Fn() -> Command, dsn: &str, settings: &[(&str, &str)]) -> Self {
         let mut failure = String::new();
         for _ in 0..3 {
             let address = free_address();

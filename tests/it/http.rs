@@ -50,6 +50,21 @@ async fn an_unknown_path_is_404_whatever_the_method(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn a_path_that_is_no_text_names_nothing(pool: PgPool) {
+    let app = TestApp::new(pool);
+    for (method, path) in [
+        ("GET", "/users/%ff/sessions"),
+        ("DELETE", "/users/%ff/sessions"),
+        ("DELETE", "/users/%ff"),
+        ("PATCH", "/users/%ff"),
+        ("DELETE", "/auth/sessions/%c3%28"),
+        ("GET", "/auth/docs/%ff"),
+    ] {
+        send(&app, method, path).await.assert_detail(404, "Not Found");
+    }
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
 async fn a_wrong_method_is_405_and_names_the_right_ones(pool: PgPool) {
     let app = TestApp::new(pool);
     for (path, allow) in [

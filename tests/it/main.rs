@@ -24,6 +24,7 @@ mod refresh;
 mod refresh_queue;
 mod register;
 mod reuse;
+mod server;
 mod sessions;
 mod sessions_race;
 mod statements;
