@@ -40,8 +40,8 @@ pub struct Rotated {
 /// replica. A row locked by somebody else is waited for and then looked at anew, so of two that present one token
 /// exactly one succeeds.
 pub async fn rotate(pool: &PgPool, rotations: &[&Rotation]) -> sqlx::Result<Vec<Option<Rotated>>> {
-    fn column<T>(rotations: &[&Rotation], value: impl Fn(&Rotation) -> T) -> Vec<T> {
-        rotations.iter().map(|rotation| value(rotation)).collect()
+    fn column<'a, T>(rotations: &[&'a Rotation], value: impl Fn(&'a Rotation) -> T) -> Vec<T> {
+        rotations.iter().copied().map(value).collect()
     }
     let rows = sqlx::query!(
         r#"
@@ -79,15 +79,15 @@ pub async fn rotate(pool: &PgPool, rotations: &[&Rotation]) -> sqlx::Result<Vec<
         )
         SELECT position AS "position!", user_id AS "user_id!: UserId", role AS "role!: Role" FROM rotated
         "#,
-        &column(rotations, |rotation| rotation.presented.jti.as_str().to_owned()),
-        &column(rotations, |rotation| rotation.presented.hash.as_str().to_owned()),
-        &column(rotations, |rotation| rotation.presented.subject.clone()),
+        column(rotations, |rotation| rotation.presented.jti.as_str()) as _,
+        column(rotations, |rotation| rotation.presented.hash.as_str()) as _,
+        column(rotations, |rotation| rotation.presented.subject.as_str()) as _,
         &column(rotations, |rotation| rotation.presented.session_id.is_some()),
         &column(rotations, |rotation| rotation.session_id.0),
-        &column(rotations, |rotation| rotation.next_jti.as_str().to_owned()),
-        &column(rotations, |rotation| rotation.next_hash.as_str().to_owned()),
+        column(rotations, |rotation| rotation.next_jti.as_str()) as _,
+        column(rotations, |rotation| rotation.next_hash.as_str()) as _,
         &column(rotations, |rotation| rotation.next_expires_at.naive_utc()),
-        &column(rotations, |rotation| rotation.device.user_agent.clone()) as _,
+        column(rotations, |rotation| rotation.device.user_agent.as_deref()) as _,
         &column(rotations, |rotation| IpNet::from(rotation.device.ip)),
         &column(rotations, |rotation| rotation.now.naive_utc()),
     )

@@ -82,12 +82,7 @@ pub struct TokenHash(String);
 
 impl TokenHash {
     fn of(token: &str) -> Self {
-        use fmt::Write as _;
-        let mut hex = String::with_capacity(64);
-        for byte in Sha256::digest(token) {
-            write!(hex, "{byte:02x}").expect("BUG: writing to a String cannot fail");
-        }
-        Self(hex)
+        Self(base16ct::lower::encode_string(&Sha256::digest(token)))
     }
 
     #[must_use]

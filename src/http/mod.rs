@@ -16,16 +16,15 @@ mod validation;
 pub use extract::Peer;
 pub use server::{listen, probe_health, serve};
 
+use axum::Router;
 use axum::extract::Request;
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
 use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderName, Method, Uri};
 use axum::response::Response;
 use axum::routing::get;
-use axum::{Router, middleware};
 use tower::ServiceBuilder;
 use tower::util::{MapRequest, MapRequestLayer, MapResponse, MapResponseLayer};
-use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -81,9 +80,8 @@ pub fn service(app: App) -> Service {
         .method_not_allowed_fallback(|| std::future::ready(ApiError::MethodNotAllowed))
         .layer(
             ServiceBuilder::new()
-                .layer(middleware::from_fn_with_state(app.clone(), observe::observe))
-                .option_layer(app.config.cors_allowed_origins.as_ref().map(cors))
-                .layer(CatchPanicLayer::custom(observe::panicked)),
+                .layer(observe::ObserveLayer(app.clone()))
+                .option_layer(app.config.cors_allowed_origins.as_ref().map(cors)),
         )
         .with_state(app);
     let normalise: fn(Request) -> Request = normalise_path;

@@ -4,10 +4,11 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -19,10 +20,10 @@ use tower::Service as _;
 use super::{Peer, Service, service};
 use crate::app::App;
 
-/// The longest silence between two requests, and the time for the head of one: to hold a connection by sending half a
-/// head is no cheaper than to hold it by sending nothing. A gateway that keeps connections must give them up earlier
-/// (Traefik does so after 90 s), or it would now and then write into one that is just closing.
-const HEAD_TIMEOUT: Duration = Duration::from_mins(2);
+/// A connection that begins no request for so long is closed within as long again: one that is silent, or that never
+/// gets to the end of a head. A gateway that keeps connections must give them up earlier (Traefik does so after 90 s), or
+/// it would now and then write into one that is just closing. Where a request may take longer, so does this.
+const IDLE_TIMEOUT: Duration = Duration::from_mins(2);
 /// The time until a new connection has said whether it speaks HTTP/1 or 2.
 const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(10);
 /// The pause between two looks at first bytes that tell nothing yet.
@@ -138,7 +139,9 @@ impl Connection {
         open.inc();
         // Answers are small and written whole; waiting to fill a packet only delays them.
         let _ = stream.set_nodelay(true);
+        let begun = AtomicU64::new(0);
         let service = hyper::service::service_fn(|mut request: hyper::Request<Incoming>| {
+            begun.fetch_add(1, Ordering::Relaxed);
             let in_flight = self.requests.token();
             request.extensions_mut().insert(self.peer);
             let mut service = self.service.clone();
@@ -149,22 +152,34 @@ impl Connection {
             }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(64 * 1024);
-        builder
-            .http2()
-            .timer(TokioTimer::new())
-            .keep_alive_interval(HEAD_TIMEOUT)
-            .max_concurrent_streams(256)
-            .max_header_list_size(64 * 1024);
+        // No timers of the protocols' own: they are set anew for every request, where one per connection does.
+        builder.http1().max_buf_size(64 * 1024).writev(false);
+        builder.http2().max_concurrent_streams(256).max_header_list_size(64 * 1024);
         if let Ok(true) = tokio::time::timeout(FIRST_BYTES_TIMEOUT, speaks_http(&stream)).await {
-            let connection = builder.serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = watcher.watch(connection).await {
-                // Clients go away and send rubbish all day.
-                tracing::debug!(error = error.as_ref() as &dyn std::error::Error, "connection failed");
+            let connection = watcher.watch(builder.serve_connection(TokioIo::new(stream), service));
+            tokio::select! {
+                ended = connection => if let Err(error) = ended {
+                    // Clients go away and send rubbish all day.
+                    tracing::debug!(error = error.as_ref() as &dyn std::error::Error, "connection failed");
+                },
+                () = idle(&begun, IDLE_TIMEOUT.max(self.app.config.request_timeout)) => {}
             }
         }
         open.dec();
         drop(self.permit);
+    }
+}
+
+/// Waits until no request has begun for as long as `timeout`.
+async fn idle(begun: &AtomicU64, timeout: Duration) {
+    let mut before = None;
+    loop {
+        let now = Some(begun.load(Ordering::Relaxed));
+        if now == before {
+            return;
+        }
+        before = now;
+        tokio::time::sleep(timeout).await;
     }
 }
 

@@ -21,7 +21,7 @@ struct Running {
 }
 
 impl Running {
-    async fn start() -> Self {
+    fn start() -> Self {
         let app = TestApp::new(PgPool::connect_lazy("postgres://unused").unwrap()).app;
         let listener = http::listen(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let address = listener.local_addr().unwrap();
@@ -49,7 +49,7 @@ async fn rest(mut stream: TcpStream) -> (String, Duration) {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_never_says_its_version_of_http_is_closed() {
-    let running = Running::start().await;
+    let running = Running::start();
     for first in ["", "P", "PRI", "PRI * HT", "PRI * HTTP/2.0\r\n\r\nSM\r\n"] {
         let (answer, took) = rest(running.connect(first).await).await;
         assert_eq!(answer, "", "{first:?}");
@@ -59,7 +59,7 @@ async fn a_connection_that_never_says_its_version_of_http_is_closed() {
 
 #[tokio::test(start_paused = true)]
 async fn a_head_may_come_in_pieces_but_not_for_ever() {
-    let running = Running::start().await;
+    let running = Running::start();
     let mut slow = running.connect("P").await;
     for piece in ["U", "T /auth/health HT", "TP/1.1\r\nHost: auth\r\nConnection: close\r\n", "\r\n"] {
         tokio::time::sleep(Duration::from_secs(3)).await;
@@ -76,7 +76,7 @@ async fn a_head_may_come_in_pieces_but_not_for_ever() {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_says_nothing_any_more_is_closed() {
-    let running = Running::start().await;
+    let running = Running::start();
     let stream = running.connect("GET /auth/health HTTP/1.1\r\nHost: auth\r\n\r\n").await;
     let (answer, took) = rest(stream).await;
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
@@ -86,7 +86,7 @@ async fn a_connection_that_says_nothing_any_more_is_closed() {
 
 #[tokio::test(start_paused = true)]
 async fn going_down_waits_for_nobody_who_has_asked_for_nothing() {
-    let running = Running::start().await;
+    let running = Running::start();
     let mut waiting = Vec::new();
     for first in ["", "P", "GET /auth/hea", "POST /auth/login HTTP/1.1\r\nHost: auth\r\nContent-Le"] {
         waiting.push(running.connect(first).await);
@@ -103,7 +103,7 @@ async fn going_down_waits_for_nobody_who_has_asked_for_nothing() {
 
 #[tokio::test]
 async fn whoever_sends_too_large_a_body_gets_to_see_the_answer() {
-    let running = Running::start().await;
+    let running = Running::start();
     let http2 = reqwest::Client::builder().no_proxy().http2_prior_knowledge().build().unwrap();
     for size in [70_000, 500_000, 2_000_000, 4_000_000] {
         let body = "x".repeat(size);
@@ -123,7 +123,7 @@ async fn whoever_sends_too_large_a_body_gets_to_see_the_answer() {
 
 #[tokio::test]
 async fn a_client_that_asks_first_is_not_asked_for_too_large_a_body() {
-    let running = Running::start().await;
+    let running = Running::start();
     let head = "POST /auth/login HTTP/1.1\r\nHost: auth\r\nExpect: 100-continue\r\nContent-Length: 100000\r\n\r\n";
     let (answer, _) = rest(running.connect(head).await).await;
     assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
