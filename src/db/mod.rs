@@ -19,8 +19,10 @@ use sqlx::{ConnectOptions, Connection};
 /// Embedded migrations; their table is named in `sqlx.toml`.
 pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
 
-/// A statement that takes longer than this is given up; the request was given up long before.
+/// A statement that takes longer than this is given up, before its request is.
 const STATEMENT_TIMEOUT: &str = "15s";
+/// The longest wait for a row in a refresh.
+const REFRESH_LOCK_TIMEOUT: &str = "2s";
 /// The wait for a free connection. Longer than a statement takes, shorter than a client waits.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// A connection unused for this long is tried before it is handed out; one in use needs no extra round trip.
@@ -33,11 +35,13 @@ pub fn pool(options: &PgConnectOptions, max_connections: u32) -> PgPool {
 }
 
 /// The few connections of the refresh queue. Its one statement always looks up a handful of rows by unique keys; with
-/// these settings the plan is made once, and is that of a large table even while the tables are empty.
+/// these settings the plan is made once, and is that of a large table even while the tables are empty. A row that
+/// somebody keeps locked is given up early, because the whole batch waits for it.
 #[must_use]
 pub fn refresh_pool(options: &PgConnectOptions, connections: u32) -> PgPool {
     let options = options.clone().options([
         ("statement_timeout", STATEMENT_TIMEOUT),
+        ("lock_timeout", REFRESH_LOCK_TIMEOUT),
         ("plan_cache_mode", "force_generic_plan"),
         ("enable_seqscan", "off"),
         ("enable_bitmapscan", "off"),

@@ -1,9 +1,9 @@
 //! Many concurrent refreshes as one statement with one commit.
 //!
 //! Calls wait in a channel. A worker takes all that wait, up to a maximum, and sends them as one
-//! [`refresh_tokens::rotate`]; while that is in the database the next ones gather. No clock is ever waited for: an idle
-//! service sends batches of one at once, a busy one commits a hundred refreshes together. Each worker has a connection,
-//! and there are few, because two batches in flight already keep the database busy.
+//! [`refresh_tokens::rotate`]; while that is in the database the next ones gather. An idle service sends batches of one
+//! at once, a busy one commits a hundred refreshes together. Each worker has a connection, and there are few, because
+//! two batches in flight already keep the database busy.
 //!
 //! Why this is sound:
 //! - **Durability.** Nobody is answered before the commit that holds their successor. If the connection breaks, nobody
@@ -11,28 +11,35 @@
 //! - **Isolation.** A row decides for itself in the statement's own conditions; what happens to one token depends on no
 //!   other in the batch. A token that stands twice goes in once; the later callers find it used, exactly as if they
 //!   had come a moment later.
-//! - **Failure.** A statement that the database refuses as a whole (one poisoned row) has changed nothing; its calls are
-//!   then sent one by one, so that only the poisoned one fails.
+//! - **Failure.** A statement that the database refuses as a whole (one poisoned row, one that somebody keeps locked) has
+//!   changed nothing; its tokens are then sent one by one, so that only the poisoned one fails. Once the database itself
+//!   is gone, everybody who is left is told so, and nothing is sent any more for callers who have gone away.
 //! - **Deadlocks.** Every batch locks its rows in the order of their `jti`. What still meets crosswise, such as a user
 //!   being deleted, is resolved by the server and then sent one by one as above.
 //! - **Fairness and back-pressure.** The channel is first come, first served, and bounded; beyond it callers are told
 //!   to come back. A caller that went away is left out of the batch.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use sqlx::PgPool;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 
 use super::refresh_tokens::{self, Rotated, Rotation};
-use crate::domain::tokens::TokenHash;
 
 /// Calls that may wait; some seconds' worth of them.
 const WAITING: usize = 8192;
 
 /// How often a gathering worker lets others run before it goes; each turn must bring somebody, or it goes at once.
 const YIELDS: usize = 4;
+
+/// The longest a batch waits for another one to land; a batch that is stuck must not hold up the next.
+const GATHER: Duration = Duration::from_millis(20);
+
+/// A connection that has not answered for so long is given up; the server gives a statement up before.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What came of a call: the rotation, `None` where the token was refused.
 type Answer = Result<Option<Rotated>, QueueError>;
@@ -86,11 +93,13 @@ impl RefreshQueue {
     /// Exchanges one token, in company if there is any.
     pub async fn rotate(&self, rotation: Rotation) -> Answer {
         if self.max_batch <= 1 {
-            let answers = refresh_tokens::rotate(&self.pool, &[&rotation]).await?;
-            return Ok(answers.into_iter().next().flatten());
+            return rotate_one(&self.pool, &rotation).await;
         }
         let (answer, decided) = oneshot::channel();
-        self.calls.try_send(Call { rotation, answer }).map_err(|_| QueueError::Full)?;
+        self.calls.try_send(Call { rotation, answer }).map_err(|error| match error {
+            TrySendError::Full(_) => QueueError::Full,
+            TrySendError::Closed(_) => sqlx::Error::WorkerCrashed.into(),
+        })?;
         decided.await.unwrap_or_else(|_| Err(sqlx::Error::WorkerCrashed.into()))
     }
 }
@@ -107,8 +116,8 @@ impl Desk {
     /// Takes the next batch; an empty one says that there will be no more.
     ///
     /// One worker gathers at a time. It takes what waits, lets those who are just about to call do so, and goes; but
-    /// while another batch is in the database it waits for half a batch or for that one to land, because a fuller batch
-    /// is cheaper and the database is not idle meanwhile.
+    /// while others are in the database it waits for half a batch or for them to land, though no longer than [`GATHER`]:
+    /// a fuller batch is cheaper, and the database is not idle meanwhile.
     async fn gather(&self, max_batch: usize) -> Vec<Call> {
         let mut batch = Vec::with_capacity(max_batch);
         let mut waiting = self.waiting.lock().await;
@@ -123,6 +132,7 @@ impl Desk {
                 break;
             }
         }
+        let mut enough = std::pin::pin!(tokio::time::sleep(GATHER));
         while batch.len() < max_batch / 2 {
             // Registered before the check, so that a landing in between is not missed.
             let landed = self.landed.notified();
@@ -136,6 +146,7 @@ impl Desk {
                     None => break,
                 },
                 () = landed => {}
+                () = &mut enough => break,
             }
         }
         take_waiting(&mut waiting, &mut batch, max_batch);
@@ -174,56 +185,102 @@ async fn work(pool: PgPool, desk: Arc<Desk>, max_batch: usize) {
     }
 }
 
-/// Decides a batch and answers every call in it.
-async fn decide(pool: &PgPool, calls: Vec<Call>) {
-    // The first caller of each token goes into the statement; who brings the same one again is answered `None` and
-    // finds out by itself that it is used.
-    let mut seen: HashSet<TokenHash> = HashSet::new();
-    let mut batch: Vec<Call> = Vec::new();
-    let mut again: Vec<oneshot::Sender<Answer>> = Vec::new();
-    for call in calls {
-        if seen.insert(call.rotation.presented.hash.clone()) {
-            batch.push(call);
-        } else {
-            again.push(call.answer);
-        }
+/// A token in a batch, and everybody who brought it. The first caller goes into the statement; the others are answered
+/// `None` and find out by themselves that the token is used.
+struct Entry {
+    rotation: Rotation,
+    callers: Vec<oneshot::Sender<Answer>>,
+}
+
+impl Entry {
+    fn is_abandoned(&self) -> bool {
+        self.callers.iter().all(oneshot::Sender::is_closed)
     }
-    batch.sort_unstable_by(|a, b| a.rotation.presented.jti.as_str().cmp(b.rotation.presented.jti.as_str()));
-    if batch.is_empty() {
-        return;
-    }
-    let rotations: Vec<&Rotation> = batch.iter().map(|call| &call.rotation).collect();
-    match refresh_tokens::rotate(pool, &rotations).await {
-        Ok(answers) => {
-            for (call, answer) in batch.into_iter().zip(answers) {
-                respond(call.answer, Ok(answer));
-            }
+
+    fn respond(self, answer: Answer) {
+        let later = answer.as_ref().map_or_else(|error| Err(error.clone()), |_| Ok(None));
+        let later = std::iter::repeat(later);
+        for (caller, answer) in self.callers.into_iter().zip(std::iter::once(answer).chain(later)) {
+            // A caller that has gone away meanwhile needs no answer.
+            let _ = caller.send(answer);
         }
-        // The server took the statement and refused it: nothing has changed.
-        Err(error) if error.as_database_error().is_some() && batch.len() > 1 => {
-            tracing::warn!(error = &error as &dyn std::error::Error, calls = batch.len(), "batch split");
-            for call in batch {
-                let answers = refresh_tokens::rotate(pool, &[&call.rotation]).await;
-                let answer = answers.map(|answers| answers.into_iter().next().flatten());
-                respond(call.answer, answer.map_err(QueueError::from));
-            }
-        }
-        Err(error) => {
-            let error = QueueError::from(error);
-            for call in batch {
-                respond(call.answer, Err(error.clone()));
-            }
-            for answer in again.drain(..) {
-                respond(answer, Err(error.clone()));
-            }
-        }
-    }
-    for answer in again {
-        respond(answer, Ok(None));
     }
 }
 
-fn respond(caller: oneshot::Sender<Answer>, answer: Answer) {
-    // A caller that has gone away meanwhile needs no answer.
-    let _ = caller.send(answer);
+/// The calls by token, in the order in which rows are locked.
+fn entries(mut calls: Vec<Call>) -> Vec<Entry> {
+    fn token(rotation: &Rotation) -> (&str, &str) {
+        (rotation.presented.jti.as_str(), rotation.presented.hash.as_str())
+    }
+    // Stable: who brought a token first stays first.
+    calls.sort_by(|a, b| token(&a.rotation).cmp(&token(&b.rotation)));
+    let mut entries: Vec<Entry> = Vec::with_capacity(calls.len());
+    for Call { rotation, answer } in calls {
+        match entries.last_mut() {
+            Some(entry) if token(&entry.rotation) == token(&rotation) => entry.callers.push(answer),
+            _ => entries.push(Entry { rotation, callers: vec![answer] }),
+        }
+    }
+    entries
+}
+
+/// Decides a batch and answers every call in it.
+async fn decide(pool: &PgPool, calls: Vec<Call>) {
+    let entries = entries(calls);
+    if entries.is_empty() {
+        return;
+    }
+    let rotations: Vec<&Rotation> = entries.iter().map(|entry| &entry.rotation).collect();
+    match rotate(pool, &rotations).await {
+        Ok(answers) => {
+            for (entry, answer) in entries.into_iter().zip(answers) {
+                entry.respond(Ok(answer));
+            }
+        }
+        // The server took the statement and refused it: nothing has changed.
+        Err(error) if error.as_database_error().is_some() && entries.len() > 1 => {
+            tracing::warn!(error = &error as &dyn std::error::Error, tokens = entries.len(), "batch split");
+            decide_one_by_one(pool, entries).await;
+        }
+        Err(error) => {
+            let error = QueueError::from(error);
+            for entry in entries {
+                entry.respond(Err(error.clone()));
+            }
+        }
+    }
+}
+
+async fn decide_one_by_one(pool: &PgPool, entries: Vec<Entry>) {
+    let mut gone = None;
+    for entry in entries {
+        if entry.is_abandoned() {
+            continue;
+        }
+        let answer = match &gone {
+            Some(error) => Err(QueueError::clone(error)),
+            None => rotate_one(pool, &entry.rotation).await,
+        };
+        if let Err(QueueError::Database(error)) = &answer
+            && error.as_database_error().is_none()
+        {
+            gone = Some(QueueError::Database(Arc::clone(error)));
+        }
+        entry.respond(answer);
+    }
+}
+
+async fn rotate_one(pool: &PgPool, rotation: &Rotation) -> Answer {
+    Ok(rotate(pool, &[rotation]).await?.pop().flatten())
+}
+
+async fn rotate(pool: &PgPool, rotations: &[&Rotation]) -> sqlx::Result<Vec<Option<Rotated>>> {
+    let mut connection = pool.acquire().await?;
+    match tokio::time::timeout(PATIENCE, refresh_tokens::rotate(&mut *connection, rotations)).await {
+        Ok(answers) => answers,
+        Err(_elapsed) => {
+            connection.close_on_drop();
+            Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into())
+        }
+    }
 }

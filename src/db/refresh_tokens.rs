@@ -5,7 +5,7 @@
 
 use chrono::{DateTime, Utc};
 use ipnet::IpNet;
-use sqlx::{PgConnection, PgExecutor, PgPool};
+use sqlx::{PgConnection, PgExecutor};
 
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::role::Role;
@@ -39,7 +39,7 @@ pub struct Rotated {
 /// The rotations must be sorted by `jti` and hold none twice: rows are locked in that order, by every batch of every
 /// replica. A row locked by somebody else is waited for and then looked at anew, so of two that present one token
 /// exactly one succeeds.
-pub async fn rotate(pool: &PgPool, rotations: &[&Rotation]) -> sqlx::Result<Vec<Option<Rotated>>> {
+pub async fn rotate(executor: impl PgExecutor<'_>, rotations: &[&Rotation]) -> sqlx::Result<Vec<Option<Rotated>>> {
     fn column<'a, T>(rotations: &[&'a Rotation], value: impl Fn(&'a Rotation) -> T) -> Vec<T> {
         rotations.iter().copied().map(value).collect()
     }
@@ -91,7 +91,7 @@ pub async fn rotate(pool: &PgPool, rotations: &[&Rotation]) -> sqlx::Result<Vec<
         &column(rotations, |rotation| IpNet::from(rotation.device.ip)),
         &column(rotations, |rotation| rotation.now.naive_utc()),
     )
-    .fetch_all(pool)
+    .fetch_all(executor)
     .await?;
     let mut answers = vec![None; rotations.len()];
     for row in rows {

@@ -208,3 +208,37 @@ async fn a_broken_connection_is_told_to_its_batch_and_replaced(pool: PgPool) {
     holder.commit().await.unwrap();
     pair(&app.refresh(&tokens.refresh).await);
 }
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn everybody_who_brought_a_poisoned_token_is_told_that_it_failed(pool: PgPool) {
+    let app = TestApp::with(pool, &[ONE_CONNECTION]);
+    let tokens = customers(&app, 2).await;
+    app.execute("CREATE FUNCTION poison() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''poison''; END'").await;
+    app.execute(
+        "CREATE TRIGGER poison BEFORE INSERT ON refresh_tokens FOR EACH ROW
+         WHEN (NEW.user_id = 2) EXECUTE FUNCTION poison()",
+    )
+    .await;
+    let busy = keep_busy(&app).await;
+    let poisoned: Vec<_> = (0..3).map(|_| start(&app, &tokens[1].refresh)).collect();
+    let other = start(&app, &tokens[0].refresh);
+    busy.let_go(&app).await;
+    // Never a 401, upon which a client throws its session away.
+    for refresh in poisoned {
+        refresh.await.unwrap().assert_detail(503, "Service unavailable, try again later");
+    }
+    pair(&other.await.unwrap());
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn a_row_that_somebody_keeps_locked_holds_up_nobody_else(pool: PgPool) {
+    let app = TestApp::new(pool);
+    let tokens = app.customer("cust@example.com").await;
+    let busy = keep_busy(&app).await;
+    pair(&app.refresh(&tokens.refresh).await);
+    assert!(!busy.first.is_finished(), "the other one waited for it");
+    // It is given up in the end, and may be tried again.
+    let first = busy.first.await.unwrap();
+    first.assert_detail(503, "Service unavailable, try again later");
+    busy.holder.commit().await.unwrap();
+}
