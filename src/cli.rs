@@ -55,7 +55,7 @@ enum Command {
     /// Delete what has expired, through the whole table
     Cleanup {
         /// How long ended sessions are remembered, in days
-        #[arg(long, env = "SESSION_HISTORY_DAYS", default_value_t = 30, value_parser = clap::value_parser!(i64).range(1..=3650))]
+        #[arg(long, env = "SESSION_HISTORY_DAYS", default_value = "30", value_parser = session_history_days)]
         session_history_days: i64,
         #[command(flatten)]
         database: DatabaseSettings,
@@ -65,7 +65,7 @@ enum Command {
     /// Ask a running service on this machine whether it is up; for container health checks
     Health {
         /// The address it listens on
-        #[arg(long, env, default_value = "0.0.0.0:8000")]
+        #[arg(long, env, default_value = DEFAULT_LISTEN_ADDR, value_parser = listen_addr)]
         listen_addr: SocketAddr,
     },
     /// Print the effective settings, secrets masked
@@ -163,6 +163,18 @@ impl CliError {
     }
 }
 
+const DEFAULT_LISTEN_ADDR: &str = "0.0.0.0:8000";
+
+/// An empty variable counts as one that is not set, as it does for `auth serve`.
+fn listen_addr(text: &str) -> Result<SocketAddr, std::net::AddrParseError> {
+    if text.is_empty() { DEFAULT_LISTEN_ADDR } else { text }.parse()
+}
+
+fn session_history_days(text: &str) -> Result<i64, String> {
+    let days = if text.is_empty() { Ok(30) } else { text.parse() };
+    days.ok().filter(|days| (1..=3650).contains(days)).ok_or_else(|| "takes 1 to 3650 days".to_owned())
+}
+
 /// How long a starting service waits for its database.
 const DATABASE_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -205,7 +217,10 @@ fn refuse_secrets_on_the_command_line(matches: &ArgMatches) -> Result<(), CliErr
 async fn execute(command: Command) -> Result<ExitCode, CliError> {
     match command {
         Command::Serve { no_migrate, settings } => serve(settings.resolve()?, no_migrate).await?,
-        Command::Migrate { dry_run, database } => migrate(&database, dry_run).await?,
+        Command::Migrate { dry_run, database } => tokio::select! {
+            outcome = migrate(&database, dry_run) => outcome?,
+            () = shutdown_signal()? => return Err(CliError::Failed("interrupted; nothing was changed".to_owned())),
+        },
         Command::User(command) => user(command).await?,
         Command::Session(command) => session(command).await?,
         Command::Cleanup { session_history_days, database } => {
@@ -229,15 +244,12 @@ async fn execute(command: Command) -> Result<ExitCode, CliError> {
 async fn serve(config: Config, no_migrate: bool) -> Result<(), CliError> {
     let _log = telemetry::init(config.log_format, &config.log_level)
         .map_err(|error| ConfigError(vec![format!("LOG_LEVEL: {error}")]))?;
-    let mut connection = connect_patiently(&config).await?;
-    if no_migrate {
-        schema::require_migrated(&mut connection).await?;
-    } else {
-        for migration in schema::migrate(&mut connection).await? {
-            tracing::info!(version = migration.version, description = migration.description, "migrated");
-        }
+    // Asked for from the first moment: the first process of a container has no other way to be stopped.
+    let mut shutdown = std::pin::pin!(shutdown_signal()?);
+    tokio::select! {
+        ready = prepare_database(&config, no_migrate) => ready?,
+        () = &mut shutdown => return Ok(()),
     }
-    drop(connection);
     let listener = http::listen(config.listen_addr)
         .map_err(|error| CliError::Failed(format!("cannot listen on {}: {error}", config.listen_addr)))?;
     let app = App::new(config, Clock::system())?;
@@ -250,10 +262,21 @@ async fn serve(config: Config, no_migrate: bool) -> Result<(), CliError> {
         environment = if app.config.development { "development" } else { "production" },
         "listening"
     );
-    if http::serve(app, listener, shutdown_signal()?).await {
+    if http::serve(app, listener, shutdown).await {
         tracing::info!("bye");
     } else {
         tracing::warn!("requests in flight were cut off");
+    }
+    Ok(())
+}
+
+async fn prepare_database(config: &Config, no_migrate: bool) -> Result<(), CliError> {
+    let mut connection = connect_patiently(config).await?;
+    if no_migrate {
+        return Ok(schema::require_migrated(&mut connection).await?);
+    }
+    for migration in schema::migrate(&mut connection).await? {
+        tracing::info!(version = migration.version, description = migration.description, "migrated");
     }
     Ok(())
 }
@@ -263,9 +286,10 @@ async fn connect_patiently(config: &Config) -> Result<sqlx::PgConnection, CliErr
     let deadline = tokio::time::Instant::now() + DATABASE_PATIENCE;
     let mut pause = Duration::from_millis(100);
     loop {
-        let error = match schema::connect(&config.database.options).await {
-            Ok(connection) => return Ok(connection),
-            Err(error) => error,
+        let error = match tokio::time::timeout_at(deadline, schema::connect(&config.database.options)).await {
+            Ok(Ok(connection)) => return Ok(connection),
+            Ok(Err(error)) => error,
+            Err(_elapsed) => return Err(sqlx::Error::from(std::io::Error::from(std::io::ErrorKind::TimedOut)).into()),
         };
         // 57P03: starting up.
         let starting =
@@ -321,8 +345,8 @@ fn role(text: &str) -> Result<Role, CliError> {
 }
 
 async fn find(pool: &PgPool, who: &Who) -> Result<db::users::User, CliError> {
-    let found = db::users::find(pool, &email(&who.email)?).await?;
-    found.ok_or_else(|| CliError::Failed(format!("nobody has the address {}", who.email)))
+    let found = db::users::look_up(pool, &email(&who.email)?, &[]).await?.account;
+    found.map(|account| account.user).ok_or_else(|| CliError::Failed(format!("nobody has the address {}", who.email)))
 }
 
 async fn user(command: UserCommand) -> Result<(), CliError> {

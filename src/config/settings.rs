@@ -193,6 +193,14 @@ impl DatabaseSettings {
     }
 }
 
+fn refuse_weak_secret(problems: &mut Problems, name: &str, secret: &str) {
+    if KNOWN_SECRETS.contains(&secret.to_lowercase().as_str()) {
+        problems.add(format!("{name} is a well-known default: anybody could sign tokens; choose a random one"));
+    } else if secret.len() < MIN_SECRET_BYTES {
+        problems.add(format!("{name} has {} bytes: it takes at least {MIN_SECRET_BYTES}", secret.len()));
+    }
+}
+
 /// Reads a database address, with SQLAlchemy's `+driver` or without. The problem never repeats it: it has a password.
 fn parse_dsn(dsn: &str) -> Result<PgConnectOptions, String> {
     let (scheme, rest) = dsn.split_once("://").ok_or("is not a URL such as postgres://user:password@host/name")?;
@@ -248,8 +256,7 @@ impl Settings {
             p.word("APP_ENV", self.app_env.as_ref(), false, &[("production", false), ("development", true)]);
         let database = self.database.read(p);
         let jwt_secret = self.read_jwt_secret(p, development);
-        let previous =
-            p.secret("JWT_SECRET_PREVIOUS", self.jwt_secret_previous.as_ref(), self.jwt_secret_previous_file.as_ref());
+        let jwt_secret_previous = self.read_previous_jwt_secrets(p, development);
         let seconds = |number: i64| TimeDelta::seconds(number);
         let lifetimes = Lifetimes {
             access: seconds(p.number(
@@ -267,8 +274,9 @@ impl Settings {
             leeway: seconds(p.number("JWT_LEEWAY_SECONDS", self.jwt_leeway_seconds.as_ref(), 0, 0..=300)),
         };
         let default_roles = if development { vec![Role::customer(), Role::admin()] } else { vec![Role::customer()] };
-        let roles = p.list("REGISTER_OPEN_ROLES", self.register_open_roles.as_ref(), |text| {
-            Role::parse(text).map_err(|error| format!("is no role: {error}"))
+        let roles = p.list("REGISTER_OPEN_ROLES", self.register_open_roles.as_ref(), |text| match Role::parse(text) {
+            _ if text.is_empty() => Err("is no role".to_owned()),
+            role => role.map_err(|error| format!("is no role: {error}")),
         });
         let cleanup_seconds =
             p.number("CLEANUP_INTERVAL_SECONDS", self.cleanup_interval_seconds.as_ref(), 300_u64, 0..=86_400);
@@ -297,13 +305,7 @@ impl Settings {
                 20,
                 0..=600,
             )),
-            jwt_secret_previous: previous
-                .iter()
-                .flat_map(|secrets| secrets.expose_secret().split(','))
-                .map(str::trim)
-                .filter(|secret| !secret.is_empty())
-                .map(SecretString::from)
-                .collect(),
+            jwt_secret_previous,
             jwt_algorithm: p.word(
                 "JWT_ALGORITHM",
                 self.jwt_algorithm.as_ref(),
@@ -352,13 +354,24 @@ impl Settings {
             }
             return None;
         };
-        let text = secret.expose_secret();
-        if !development && KNOWN_SECRETS.contains(&text.to_lowercase().as_str()) {
-            problems.add("JWT_SECRET is a well-known default: anybody could sign tokens; choose a random one");
-        } else if !development && text.len() < MIN_SECRET_BYTES {
-            problems.add(format!("JWT_SECRET has {} bytes: it takes at least {MIN_SECRET_BYTES}", text.len()));
+        if !development {
+            refuse_weak_secret(problems, "JWT_SECRET", secret.expose_secret());
         }
         Some(secret)
+    }
+
+    fn read_previous_jwt_secrets(&self, problems: &mut Problems, development: bool) -> Vec<SecretString> {
+        const NAME: &str = "JWT_SECRET_PREVIOUS";
+        let secrets = problems.secret(NAME, self.jwt_secret_previous.as_ref(), self.jwt_secret_previous_file.as_ref());
+        let Some(secrets) = secrets else { return Vec::new() };
+        let secrets = secrets.expose_secret().split(',').map(str::trim).filter(|secret| !secret.is_empty());
+        let secrets = secrets.inspect(|secret| {
+            // What it signed is accepted just as well.
+            if !development {
+                refuse_weak_secret(problems, NAME, secret);
+            }
+        });
+        secrets.map(SecretString::from).collect()
     }
 
     fn read_listen_addr(&self, problems: &mut Problems) -> SocketAddr {

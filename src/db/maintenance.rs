@@ -64,6 +64,17 @@ pub async fn delete_expired_tokens(
     .await
 }
 
+/// Ends what is left of sessions whose user was deleted by somebody else, such as the Python service.
+pub async fn end_orphaned_sessions(executor: impl PgExecutor<'_>, now: DateTime<Utc>) -> sqlx::Result<()> {
+    sqlx::query!(
+        "UPDATE sessions SET ended_at = $1, end_reason = 'user_deleted' WHERE user_id IS NULL AND ended_at IS NULL",
+        now.naive_utc(),
+    )
+    .execute(executor)
+    .await
+    .map(|_| ())
+}
+
 /// Forgets up to `size` sessions that ended before `before`.
 pub async fn delete_ended_sessions(
     executor: impl PgExecutor<'_>,

@@ -87,9 +87,14 @@ pub async fn migrate(connection: &mut PgConnection) -> Result<Vec<Pending>, Sche
     connection.lock().await?;
     let outcome = migrate_alone(connection).await;
     // A failure leaves locks and a setting behind, and the connection may be used further.
-    sqlx::query!("RESET lock_timeout").execute(&mut *connection).await?;
-    sqlx::query_scalar!("SELECT pg_advisory_unlock_all()").fetch_one(connection).await?;
-    outcome
+    let reset = async {
+        sqlx::query!("RESET lock_timeout").execute(&mut *connection).await?;
+        sqlx::query_scalar!("SELECT pg_advisory_unlock_all()").fetch_one(connection).await
+    };
+    let reset = reset.await;
+    let migrated = outcome?;
+    reset?;
+    Ok(migrated)
 }
 
 async fn migrate_alone(connection: &mut PgConnection) -> Result<Vec<Pending>, SchemaError> {

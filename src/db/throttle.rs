@@ -2,7 +2,7 @@
 //! that fetches the user (`db::users`) and written here, on failure only.
 
 use chrono::{DateTime, Utc};
-use sqlx::PgPool;
+use sqlx::{PgExecutor, PgPool};
 
 use crate::domain::throttle::Bucket;
 
@@ -35,10 +35,18 @@ pub async fn count(pool: &PgPool, buckets: &[Bucket], now: DateTime<Utc>) -> sql
     .map(|_| ())
 }
 
-/// Removes buckets that are full again.
-pub async fn delete_full(pool: &PgPool, now: DateTime<Utc>) -> sqlx::Result<u64> {
-    sqlx::query!("DELETE FROM auth_throttle WHERE tat < $1", now.naive_utc())
-        .execute(pool)
-        .await
-        .map(|done| done.rows_affected())
+/// Removes up to `size` buckets that are full again.
+pub async fn delete_full(executor: impl PgExecutor<'_>, size: i64, now: DateTime<Utc>) -> sqlx::Result<u64> {
+    sqlx::query!(
+        r"
+        DELETE FROM auth_throttle WHERE key IN (
+            SELECT key FROM auth_throttle WHERE tat < $1 LIMIT $2 FOR UPDATE SKIP LOCKED
+        )
+        ",
+        now.naive_utc(),
+        size,
+    )
+    .execute(executor)
+    .await
+    .map(|done| done.rows_affected())
 }

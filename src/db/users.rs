@@ -77,24 +77,6 @@ pub async fn look_up(pool: &PgPool, email: &Email, buckets: &[Bucket]) -> sqlx::
     Ok(Lookup { account, tats })
 }
 
-/// Finds an account by its address; see [`look_up`] for which.
-pub async fn find(executor: impl PgExecutor<'_>, email: &Email) -> sqlx::Result<Option<User>> {
-    sqlx::query_as!(
-        User,
-        r#"
-        SELECT id AS "id: UserId", email, role AS "role: Role"
-        FROM users
-        WHERE lower(email) IN (lower($1::text), $2::text)
-        ORDER BY email = $1::text DESC, email = $2::text DESC, id
-        LIMIT 1
-        "#,
-        email.as_str(),
-        email.lowered(),
-    )
-    .fetch_optional(executor)
-    .await
-}
-
 /// The user an access token speaks for: the one whose address is its subject, as long as the token's session lives.
 /// Tokens of the Python service name no session.
 pub async fn of_bearer(pool: &PgPool, subject: &str, session_id: Option<SessionId>) -> sqlx::Result<Option<User>> {

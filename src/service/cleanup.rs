@@ -11,6 +11,8 @@ use crate::db::maintenance;
 
 /// Rows a step looks at.
 const STEP: i64 = 2000;
+/// How often to look for bcrypt hashes where nothing else is to be done.
+const LOOK_INTERVAL: Duration = Duration::from_mins(5);
 
 /// What a clean-up deleted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,8 +47,7 @@ pub async fn clean_up(
         // The lock goes with the connection.
         connection.detach();
     }
-    let throttle_buckets = db::throttle::delete_full(pool, now).await?;
-    report.map(|report| Some(Report { throttle_buckets, ..report }))
+    report.map(Some)
 }
 
 async fn delete_all(
@@ -65,9 +66,17 @@ async fn delete_all(
             break;
         }
     }
+    maintenance::end_orphaned_sessions(&mut *connection, now).await?;
     loop {
         let deleted = maintenance::delete_ended_sessions(&mut *connection, now - history, STEP).await?;
         report.sessions += deleted;
+        if deleted == 0 {
+            break;
+        }
+    }
+    loop {
+        let deleted = db::throttle::delete_full(&mut *connection, STEP, now).await?;
+        report.throttle_buckets += deleted;
         if deleted == 0 {
             return Ok(report);
         }
@@ -75,12 +84,14 @@ async fn delete_all(
 }
 
 /// Cleans up for ever, at jittered intervals, so that replicas do not wake at once. Tells the password gate, too, which
-/// bcrypt hashes are left.
+/// bcrypt hashes are left; that also where cleaning up is turned off.
 pub async fn run(app: App) {
     loop {
+        tokio::time::sleep(jittered(app.config.cleanup_interval.unwrap_or(LOOK_INTERVAL))).await;
         look_for_legacy_hashes(&app).await;
-        let Some(interval) = app.config.cleanup_interval else { return };
-        tokio::time::sleep(jittered(interval)).await;
+        if app.config.cleanup_interval.is_none() {
+            continue;
+        }
         match clean_up(&app.db, app.clock.now(), app.config.session_history, Depth::Usual).await {
             Ok(None) => tracing::debug!("another replica is cleaning up"),
             Ok(Some(report)) if report == Report::default() => tracing::debug!("nothing to clean up"),

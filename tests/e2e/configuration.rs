@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
-use crate::stack::{auth, finish};
+use crate::stack::{Database, auth, finish};
 
 #[test]
 fn every_mistake_in_the_configuration_is_named_at_once() {
@@ -11,6 +11,8 @@ fn every_mistake_in_the_configuration_is_named_at_once() {
             .arg("serve")
             .env("POSTGRES_DSN", "mysql://root:hidden-pass@127.0.0.1/shop")
             .env("JWT_SECRET", "too-short-to-sign")
+            .env("JWT_SECRET_PREVIOUS", "a secret of which there is quite enough,devsecret")
+            .env("REGISTER_OPEN_ROLES", "staff,")
             .env("LISTEN_ADDR", "everywhere")
             .env("ACCESS_TOKEN_EXPIRES_SECONDS", "a quarter of an hour")
             .env("REFRESH_GRACE_ANSWER", "perhaps")
@@ -22,7 +24,9 @@ fn every_mistake_in_the_configuration_is_named_at_once() {
     assert_eq!(code, 2, "{output}{complaint}");
     for name in [
         "POSTGRES_DSN",
-        "JWT_SECRET",
+        "JWT_SECRET has",
+        "JWT_SECRET_PREVIOUS is a well-known default",
+        "REGISTER_OPEN_ROLES",
         "LISTEN_ADDR",
         "ACCESS_TOKEN_EXPIRES_SECONDS",
         "REFRESH_GRACE_ANSWER",
@@ -33,6 +37,25 @@ fn every_mistake_in_the_configuration_is_named_at_once() {
     }
     for secret in ["too-short-to-sign", "hidden-pass"] {
         assert!(!complaint.contains(secret), "a secret stands in\n{complaint}");
+    }
+}
+
+#[tokio::test]
+async fn an_empty_variable_counts_as_one_that_is_not_set() {
+    let database = Database::create().await;
+    for command in ["cleanup", "health"] {
+        let (code, output, complaint) = finish(
+            auth()
+                .arg(command)
+                .env("POSTGRES_DSN", database.dsn())
+                .env("LISTEN_ADDR", "")
+                .env("SESSION_HISTORY_DAYS", "")
+                .env("DATABASE_MAX_CONNECTIONS", ""),
+            "",
+            Duration::from_secs(30),
+        );
+        // There are no tables yet, and perhaps nobody to ask; 2 would be a mistake in the settings.
+        assert_ne!(code, 2, "{command}: {output}{complaint}");
     }
 }
 

@@ -3,10 +3,11 @@
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpStream,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use crate::stack::{Database, Service};
+use crate::stack::{Database, SECRET, Service, auth};
 
 #[tokio::test]
 async fn sigterm_lets_a_request_in_flight_finish_takes_no_further_one_and_exits_zero() {
@@ -49,4 +50,25 @@ async fn sigterm_lets_a_request_in_flight_finish_takes_no_further_one_and_exits_
     let users: i64 =
         sqlx::query_scalar("SELECT count(*) FROM users").fetch_one(&mut connection).await.expect("the table is there");
     assert_eq!(users, 1);
+}
+
+#[tokio::test]
+async fn sigterm_ends_a_start_that_waits_for_its_database() {
+    let mut child = auth()
+        .args(["serve", "--app-env=development", "--listen-addr=127.0.0.1:0"])
+        // The discard port: nobody listens there.
+        .env("POSTGRES_DSN", "postgres://nobody@127.0.0.1:9/nowhere")
+        .env("JWT_SECRET", SECRET)
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut log = BufReader::new(child.stdout.take().expect("its output is a pipe"));
+    let mut line = String::new();
+    log.read_line(&mut line).expect("it says what it waits for");
+    assert!(line.contains("waiting for the database"), "{line}");
+    let asked = Command::new("sh").args(["-c", "kill -TERM \"$0\"", &child.id().to_string()]).status();
+    assert!(asked.expect("a shell starts").success());
+    let mut rest = String::new();
+    log.read_to_string(&mut rest).expect("it ends");
+    assert_eq!(child.wait().expect("it can be waited for").code(), Some(0), "{rest}");
 }

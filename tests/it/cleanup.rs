@@ -137,6 +137,28 @@ async fn buckets_that_are_full_again_go(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn sessions_of_a_user_whom_somebody_else_deleted_end_and_go(pool: PgPool) {
+    let app = TestApp::new(pool);
+    let tokens = app.customer("cust@example.com").await;
+    // As the Python service would, or a person.
+    app.execute("DELETE FROM users").await;
+    clean(&app, Depth::Usual).await.unwrap();
+    assert_eq!(app.end_reason(tokens.session()).await.as_deref(), Some("user_deleted"));
+    app.advance(31 * DAY);
+    assert_eq!(clean(&app, Depth::Usual).await.unwrap().sessions, 1);
+    assert_eq!(count(&app, SESSIONS).await, 0);
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn one_connection_is_enough(pool: PgPool) {
+    let one = auth::db::pool(&pool.connect_options(), 1);
+    let app = TestApp::new(one);
+    assert_eq!(app.try_login("nobody@example.com", "not the password").await.status, 401);
+    app.advance(DAY);
+    assert_eq!(clean(&app, Depth::Full).await.unwrap().throttle_buckets, 2);
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
 async fn many_steps_are_taken_and_a_full_search_goes_past_what_lives(pool: PgPool) {
     let app = TestApp::new(pool);
     app.register("cust@example.com", "customer").await;
