@@ -45,9 +45,9 @@ pub struct Metrics {
     pub hash_queue_depth: IntGauge,
     pub hash_shed: IntCounter,
     pub login_capacity: Gauge,
-    /// By outcome: `success`, `invalid`, `throttled`, `shed`.
+    /// By outcome: `success`, `invalid`, `throttled`, `shed`, `failed`.
     pub logins: IntCounterVec,
-    /// By outcome: `rotated`, `replayed_answer`, `grace_refused`, `replay_detected`, `refused`, `shed`.
+    /// By outcome: `rotated`, `replayed_answer`, `grace_refused`, `replay_detected`, `refused`, `failed`.
     pub refreshes: IntCounterVec,
     pub replays_detected: IntCounter,
     pub connections: IntGauge,
@@ -68,7 +68,7 @@ impl Metrics {
             registered(&registry, IntCounterVec::new(Opts::new(name, help), labels))
         };
         let times = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
-        let hash_opts = HistogramOpts::new("auth_password_hash_seconds", "Thread time of one password hash.")
+        let hash_opts = HistogramOpts::new("auth_password_hash_seconds", "Time of one password hash on its thread.")
             .buckets(vec![0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28]);
         let metrics = Self {
             http: HttpMetrics {

@@ -52,7 +52,7 @@ pub struct Checked {
     pub verdict: Verdict,
     /// A new hash to store, where the password was right and its hash outdated.
     pub replacement: Option<PasswordHash>,
-    /// Thread time the verification took.
+    /// How long the verification took on its thread.
     took: Duration,
 }
 

@@ -68,9 +68,6 @@ impl std::fmt::Debug for PasswordHash {
 }
 
 impl PasswordHash {
-    /// The width of `users.password_hash`.
-    pub const MAX_BYTES: usize = 255;
-
     #[must_use]
     pub fn from_stored(text: String) -> Self {
         Self(text)

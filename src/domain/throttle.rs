@@ -1,6 +1,6 @@
 //! Limits on failed logins and on registrations, by the generic cell rate algorithm: a bucket is one timestamp, the
 //! theoretical arrival time (TAT). Each counted event moves it one interval ahead; the bucket is empty while it stands
-//! more than `burst` intervals ahead of the clock. No timer, no counter to reset, and waiting always helps.
+//! more than `burst - 1` intervals ahead of the clock. No timer, no counter to reset, and waiting always helps.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sha2::{Digest, Sha256};

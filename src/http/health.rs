@@ -11,8 +11,7 @@ use super::error::ApiError;
 use super::extract::Json;
 use super::responses::Unavailable;
 use crate::app::App;
-use crate::db;
-use crate::error::Error;
+use crate::service;
 
 /// Which service this is.
 #[derive(Serialize, ToSchema)]
@@ -36,7 +35,7 @@ pub(super) async fn health() -> Json<Status> {
 #[utoipa::path(get, path = "/auth/ready", tag = "operation",
     responses((status = 200, description = "The database answers", body = Status), Unavailable))]
 pub(super) async fn ready(State(app): State<App>) -> Result<Json<Status>, ApiError> {
-    db::ping(&app.db).await.map_err(Error::from)?;
+    service::ready(&app).await?;
     Ok(Json(Status { status: "ok" }))
 }
 

@@ -34,7 +34,12 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const NO_ROUTE: &str = "none";
 
 /// Routes that are asked by machines all the time; logged at the level `debug` while they succeed.
-const PROBES: [&str; 4] = ["/auth/health", "/health", "/auth/ready", "/auth/metrics"];
+const PROBES: [&str; 4] = ["/auth/health", "/health", READY, "/auth/metrics"];
+/// The one of them that may fail for a reason.
+const READY: &str = "/auth/ready";
+
+/// Stands for the status of a request whose client went away before it was answered, as in nginx.
+const CLIENT_GONE: u16 = 499;
 
 /// Wraps routes in all of it. Written out rather than as a function of `axum::middleware`, which would allocate four
 /// times for each request.
@@ -106,6 +111,7 @@ struct Seen {
     /// Whether it comes every few seconds for as long as the service lives, and says nothing unless it fails.
     probe: bool,
     span: Span,
+    answered: bool,
 }
 
 impl Seen {
@@ -114,19 +120,30 @@ impl Seen {
         let probe = route.as_ref().is_some_and(|route| PROBES.contains(&route.as_str()));
         let id = request_id(request.headers());
         let text = id.to_str().unwrap_or_default();
-        let span = if probe { debug_span!("request", id = text) } else { info_span!("request", id = text) };
+        let quiet = probe && route.as_ref().is_none_or(|route| route.as_str() != READY);
+        let span = if quiet { debug_span!("request", id = text) } else { info_span!("request", id = text) };
         let bytes = content_length(request.headers()).unwrap_or(0.0);
-        Self { app, started: Instant::now(), method: request.method().clone(), route, bytes, id, probe, span }
+        let method = request.method().clone();
+        Self { app, started: Instant::now(), method, route, bytes, id, probe, span, answered: false }
     }
 
-    /// Writes down how it was answered, and adds to the answer what all have.
+    /// Adds to the answer what all have, and writes it down.
     fn answered(&mut self, mut response: Response) -> Response {
         let id = std::mem::replace(&mut self.id, const { HeaderValue::from_static("") });
         add_headers(response.headers_mut(), id);
+        let bytes = content_length(response.headers()).or_else(|| {
+            let exact = axum::body::HttpBody::size_hint(response.body()).exact()?;
+            u32::try_from(exact).ok().map(f64::from)
+        });
+        self.write_down(response.status().as_u16(), bytes.unwrap_or(0.0));
+        self.answered = true;
+        response
+    }
+
+    fn write_down(&self, status: u16, bytes: f64) {
         let elapsed = self.started.elapsed();
         let method = method_label(&self.method);
         let route = self.route.as_ref().map_or(NO_ROUTE, MatchedPath::as_str);
-        let status = response.status().as_u16();
         let latency_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
         self.span.in_scope(|| {
             if self.probe && status < 400 {
@@ -135,12 +152,15 @@ impl Seen {
                 tracing::info!(method, route, status, latency_us, "request");
             }
         });
-        let bytes = content_length(response.headers()).or_else(|| {
-            let exact = axum::body::HttpBody::size_hint(response.body()).exact()?;
-            u32::try_from(exact).ok().map(f64::from)
-        });
-        self.app.metrics.observe_request(route, method, status, elapsed, [self.bytes, bytes.unwrap_or(0.0)]);
-        response
+        self.app.metrics.observe_request(route, method, status, elapsed, [self.bytes, bytes]);
+    }
+}
+
+impl Drop for Seen {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.write_down(CLIENT_GONE, 0.0);
+        }
     }
 }
 
@@ -199,7 +219,7 @@ pub(super) fn space_allow(mut response: Response) -> Response {
 /// A panic is a defect: it is logged, and its request answered like any other.
 fn panicked(panic: &(dyn Any + Send)) -> Response {
     let message = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    tracing::error!(message = message.unwrap_or("(no message)"), "a handler panicked");
+    tracing::error!(panic = message.unwrap_or("(no message)"), "a handler panicked");
     ApiError::Internal.into_response()
 }
 

@@ -11,7 +11,6 @@ use super::error::ApiError;
 use super::extract::{BearerToken, Client, Json, PathSegment};
 use super::responses::{NotFound, Unauthorized, Unavailable};
 use crate::app::App;
-use crate::db;
 use crate::domain::ids::SessionId;
 use crate::error::Error;
 use crate::service::{sessions, users};
@@ -35,7 +34,7 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(session: db::sessions::Session, current: Option<SessionId>) -> Self {
+    pub(super) fn new(session: sessions::Session, current: Option<SessionId>) -> Self {
         let time = |time: DateTime<Utc>| time.to_rfc3339_opts(SecondsFormat::Secs, true);
         Self {
             id: session.id.0,

@@ -12,7 +12,6 @@ use super::responses::{BodyErrors, Forbidden, NotFound, ParameterErrors, Unautho
 use super::sessions::Session;
 use super::validation::{BodyError, Fields, Place};
 use crate::app::App;
-use crate::db;
 use crate::domain::ids::UserId;
 use crate::domain::role::Role;
 use crate::service::users::Page;
@@ -32,8 +31,8 @@ pub(super) struct User {
     role: String,
 }
 
-impl From<db::users::User> for User {
-    fn from(user: db::users::User) -> Self {
+impl From<users::User> for User {
+    fn from(user: users::User) -> Self {
         Self { id: user.id.0, email: user.email, role: user.role.as_str().to_owned() }
     }
 }
@@ -174,7 +173,7 @@ pub(super) async fn end_sessions(
     Client(device): Client,
     PathSegment(id): PathSegment,
 ) -> Result<Json<Ended>, ApiError> {
-    users::require_admin(&app, bearer.as_deref()).await?;
-    let ended = sessions::end_all_of(&app, user_id(&id)?, &device).await?;
+    let admin = users::require_admin(&app, bearer.as_deref()).await?;
+    let ended = sessions::end_all_of(&app, &admin, user_id(&id)?, &device).await?;
     Ok(Json(Ended { ended }))
 }

@@ -57,7 +57,10 @@ pub async fn register(
         |throttle: &Throttle| Bucket { key: BucketKey::register_network(device.ip), limit: throttle.register_network };
     let buckets: Vec<Bucket> = throttle.map(bucket).collect();
     let found = db::users::look_up(&app.db, email, &buckets).await?;
-    wait_for(&buckets, &found.tats, now)?;
+    if let Err(error) = wait_for(&buckets, &found.tats, now) {
+        audit("register", "throttled", None, None, device.ip);
+        return Err(error);
+    }
     if let Some(account) = found.account {
         db::throttle::count(&app.db, &buckets, now).await?;
         audit("register", "email_taken", Some(account.user.id), None, device.ip);

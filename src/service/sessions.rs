@@ -1,10 +1,11 @@
 //! A user's sessions: seeing them and ending them.
 
-use super::audit;
 use super::users::Bearer;
+use super::{audit, audit_admin};
 use crate::app::App;
 use crate::db;
-use crate::db::sessions::{Session, Which};
+pub use crate::db::sessions::Session;
+use crate::db::sessions::Which;
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::session::{Device, EndReason};
 use crate::error::Error;
@@ -38,7 +39,7 @@ pub async fn list_of(app: &App, user_id: UserId) -> Result<Vec<Session>, Error> 
 }
 
 /// Ends all sessions of a user, by an administrator's order. Returns how many there were.
-pub async fn end_all_of(app: &App, user_id: UserId, device: &Device) -> Result<u64, Error> {
+pub async fn end_all_of(app: &App, admin: &Bearer, user_id: UserId, device: &Device) -> Result<u64, Error> {
     let mut transaction = app.db.begin().await?;
     let now = app.clock.now();
     let ended = db::sessions::end(&mut transaction, user_id, Which::All, EndReason::ByAdmin, now).await?;
@@ -47,6 +48,6 @@ pub async fn end_all_of(app: &App, user_id: UserId, device: &Device) -> Result<u
     if ended == 0 && !db::users::exists(&app.db, user_id).await? {
         return Err(Error::NotFound);
     }
-    audit("session_end", EndReason::ByAdmin.as_str(), Some(user_id), None, device.ip);
+    audit_admin("session_end", EndReason::ByAdmin.as_str(), admin, user_id, device.ip);
     Ok(ended)
 }

@@ -1,11 +1,11 @@
 //! Who the bearer of an access token is, and what administrators do with users.
 
-use super::audit;
+use super::audit_admin;
 use crate::app::App;
 use crate::config::UsersListAccess;
 use crate::db;
 use crate::db::sessions::Which;
-use crate::db::users::User;
+pub use crate::db::users::User;
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::role::Role;
 use crate::domain::session::{Device, EndReason};
@@ -68,8 +68,7 @@ pub async fn list(app: &App, bearer: Option<&str>, page: &Page) -> Result<Users,
 /// Gives a user another role. Access tokens that are out keep the old one until they expire.
 pub async fn set_role(app: &App, admin: &Bearer, id: UserId, role: &Role, device: &Device) -> Result<User, Error> {
     let user = db::users::set_role(&app.db, id, role, app.clock.now()).await?.ok_or(Error::NotFound)?;
-    tracing::info!(admin.id = admin.user.id.0, user.id = id.0, "role changed");
-    audit("role_change", "success", Some(id), admin.session_id, device.ip);
+    audit_admin("role_change", "success", admin, id, device.ip);
     Ok(user)
 }
 
@@ -81,6 +80,6 @@ pub async fn delete(app: &App, admin: &Bearer, id: UserId, device: &Device) -> R
         return Err(Error::NotFound);
     }
     transaction.commit().await?;
-    audit("user_delete", "success", Some(id), admin.session_id, device.ip);
+    audit_admin("user_delete", "success", admin, id, device.ip);
     Ok(())
 }

@@ -6,14 +6,15 @@
 //! rather than sign-ins.
 
 use std::io::{self, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
 /// For how long lines are gathered before they are written.
 const GATHER: Duration = Duration::from_millis(20);
 /// How much may wait to be written.
 const MAX_WAITING_BYTES: usize = 4 * 1024 * 1024;
+/// How long the last lines may take: a reader that does not read must not keep the process from ending.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// A buffer that has grown beyond this is given back.
 const KEPT_BYTES: usize = 64 * 1024;
 
@@ -41,13 +42,19 @@ impl Shared {
 pub(super) struct Lines(Arc<Shared>);
 
 impl Lines {
-    pub(super) fn written_to(target: impl Write + Send + 'static) -> (Self, LogGuard) {
+    pub(super) fn written_to(target: impl Write + Send + 'static) -> io::Result<(Self, LogGuard)> {
         let shared = Arc::new(Shared::default());
-        let thread = {
+        let (end, ended) = mpsc::channel();
+        let lines = Self(Arc::clone(&shared));
+        let work = {
             let shared = Arc::clone(&shared);
-            std::thread::Builder::new().name("log".to_owned()).spawn(move || write_lines(&shared, target)).ok()
+            move || {
+                write_lines(&shared, target);
+                drop(end);
+            }
         };
-        (Self(Arc::clone(&shared)), LogGuard { shared, thread })
+        std::thread::Builder::new().name("log".to_owned()).spawn(work)?;
+        Ok((lines, LogGuard { shared, ended }))
     }
 }
 
@@ -95,10 +102,11 @@ fn write_lines(shared: &Shared, mut target: impl Write) {
     }
 }
 
-/// Writes what is waiting when it is dropped, and ends the thread.
+/// Writes what is waiting when it is dropped, if anybody reads it, and ends the thread.
 pub struct LogGuard {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    /// Never sent on; closed when the thread is done.
+    ended: mpsc::Receiver<()>,
 }
 
 impl std::fmt::Debug for LogGuard {
@@ -111,14 +119,12 @@ impl Drop for LogGuard {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
         self.shared.changed.notify_one();
-        let _ = self.thread.take().map(JoinHandle::join);
+        let _ = self.ended.recv_timeout(LAST_WORDS);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
-
     use super::*;
 
     /// A reader that takes what is written only when the test says so.
@@ -140,7 +146,7 @@ mod tests {
     fn every_line_is_written_in_order_and_whole() {
         let (go, wait) = mpsc::channel();
         let (written, out) = mpsc::channel();
-        let (lines, guard) = Lines::written_to(Slow(wait, written));
+        let (lines, guard) = Lines::written_to(Slow(wait, written)).unwrap();
         drop(go);
         let expected: Vec<String> = (0..10_000).map(|number| format!("line {number}\n")).collect();
         for line in &expected {
@@ -154,7 +160,7 @@ mod tests {
     fn a_reader_that_does_not_read_holds_nobody_up() {
         let (go, wait) = mpsc::channel();
         let (written, out) = mpsc::channel();
-        let (mut lines, guard) = Lines::written_to(Slow(wait, written));
+        let (mut lines, guard) = Lines::written_to(Slow(wait, written)).unwrap();
         let line = [b'x'; 1024];
         for _ in 0..10 * MAX_WAITING_BYTES / line.len() {
             lines.write_all(&line).unwrap();

@@ -172,3 +172,21 @@ async fn a_stranger_makes_no_labels(pool: PgPool) {
     assert_eq!(value(&samples, "http_requests_total", &[("handler", "none")]), 53);
     assert_eq!(value(&samples, "http_requests_total", &[("handler", "/users/{id}/sessions")]), 5);
 }
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn a_client_that_goes_away_is_counted(pool: PgPool) {
+    let app = TestApp::new(pool);
+    let tokens = app.customer("cust@example.com").await;
+    let mut holder = app.db.begin().await.unwrap();
+    sqlx::query("SELECT FROM refresh_tokens FOR UPDATE").execute(&mut *holder).await.unwrap();
+    let refresh = {
+        let (app, token) = (app.clone(), tokens.refresh.clone());
+        tokio::spawn(async move { app.refresh(&token).await })
+    };
+    app.until_blocked(1).await;
+    refresh.abort();
+    assert!(refresh.await.unwrap_err().is_cancelled());
+    let labels = [("handler", "/auth/refresh"), ("method", "POST"), ("status", "4xx")];
+    assert_eq!(value(&scrape(&app).await, "http_requests_total", &labels), 1);
+    holder.commit().await.unwrap();
+}
