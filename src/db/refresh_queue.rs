@@ -80,8 +80,8 @@ impl RefreshQueue {
     #[must_use]
     pub fn start(pool: PgPool, max_batch: usize) -> Self {
         let (calls, waiting) = mpsc::channel(WAITING);
-        let desk =
-            Arc::new(Desk { waiting: Mutex::new(waiting), in_flight: AtomicUsize::new(0), landed: Notify::new() });
+        let waiting = Mutex::new(Waiting { calls: waiting, last: 0 });
+        let desk = Arc::new(Desk { waiting, in_flight: AtomicUsize::new(0), landed: Notify::new() });
         if max_batch > 1 {
             for _ in 0..pool.options().get_max_connections() {
                 tokio::spawn(work(pool.clone(), Arc::clone(&desk), max_batch));
@@ -106,28 +106,46 @@ impl RefreshQueue {
 
 /// What the workers share.
 struct Desk {
-    waiting: Mutex<mpsc::Receiver<Call>>,
+    waiting: Mutex<Waiting>,
     /// Batches in the database.
     in_flight: AtomicUsize,
     landed: Notify,
 }
 
+/// What only the gathering worker has.
+struct Waiting {
+    calls: mpsc::Receiver<Call>,
+    /// How many calls went in the last batch.
+    last: usize,
+}
+
+impl Waiting {
+    fn take(&mut self, batch: &mut Vec<Call>, max_batch: usize) {
+        while batch.len() < max_batch
+            && let Ok(call) = self.calls.try_recv()
+        {
+            batch.push(call);
+        }
+    }
+}
+
 impl Desk {
     /// Takes the next batch; an empty one says that there will be no more.
     ///
-    /// One worker gathers at a time. It takes what waits, lets those who are just about to call do so, and goes; but
-    /// while others are in the database it waits for half a batch or for them to land, though no longer than [`GATHER`]:
+    /// One worker gathers at a time. It takes what waits, lets those who are just about to call do so, unless one came
+    /// alone as the last did, and goes; but while others are in the database it waits for half a batch or for them to land, though no longer than [`GATHER`]:
     /// a fuller batch is cheaper, and the database is not idle meanwhile.
     async fn gather(&self, max_batch: usize) -> Vec<Call> {
         let mut batch = Vec::with_capacity(max_batch);
         let mut waiting = self.waiting.lock().await;
-        if waiting.recv_many(&mut batch, max_batch).await == 0 {
+        if waiting.calls.recv_many(&mut batch, max_batch).await == 0 {
             return batch;
         }
-        for _ in 0..YIELDS {
+        let turns = if batch.len().max(waiting.last) > 1 { YIELDS } else { 0 };
+        for _ in 0..turns {
             let before = batch.len();
             tokio::task::yield_now().await;
-            take_waiting(&mut waiting, &mut batch, max_batch);
+            waiting.take(&mut batch, max_batch);
             if batch.len() == before {
                 break;
             }
@@ -141,7 +159,7 @@ impl Desk {
             }
             tokio::select! {
                 biased;
-                call = waiting.recv() => match call {
+                call = waiting.calls.recv() => match call {
                     Some(call) => batch.push(call),
                     None => break,
                 },
@@ -149,7 +167,8 @@ impl Desk {
                 () = &mut enough => break,
             }
         }
-        take_waiting(&mut waiting, &mut batch, max_batch);
+        waiting.take(&mut batch, max_batch);
+        waiting.last = batch.len();
         self.in_flight.fetch_add(1, Ordering::AcqRel);
         batch
     }
@@ -162,14 +181,6 @@ impl Drop for Flight<'_> {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
         self.0.landed.notify_waiters();
-    }
-}
-
-fn take_waiting(waiting: &mut mpsc::Receiver<Call>, batch: &mut Vec<Call>, max_batch: usize) {
-    while batch.len() < max_batch
-        && let Ok(call) = waiting.try_recv()
-    {
-        batch.push(call);
     }
 }
 
