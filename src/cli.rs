@@ -17,7 +17,7 @@ use crate::domain::email::Email;
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::password::{self, Memory, Password};
 use crate::domain::role::Role;
-use crate::service::{admin, cleanup};
+use crate::service::{cleanup, sessions, users};
 use crate::{db, http, telemetry};
 
 /// Sign-in service of a storefront: access tokens, rotating refresh tokens, sessions
@@ -243,7 +243,7 @@ async fn execute(command: Command) -> Result<ExitCode, CliError> {
 
 async fn serve(config: Config, no_migrate: bool) -> Result<(), CliError> {
     let _log = telemetry::init(config.log_format, &config.log_level)
-        .map_err(|error| ConfigError(vec![format!("LOG_LEVEL: {error}")]))?;
+        .map_err(|error| CliError::Failed(format!("cannot log: {error}")))?;
     // Asked for from the first moment: the first process of a container has no other way to be stopped.
     let mut shutdown = std::pin::pin!(shutdown_signal()?);
     tokio::select! {
@@ -384,7 +384,7 @@ async fn user(command: UserCommand) -> Result<(), CliError> {
             let pool = pool(&who.database)?;
             let user = find(&pool, &who).await?;
             let hash = hash(&password)?;
-            let ended = admin::set_password(&pool, user.id, &hash, now).await?;
+            let ended = users::set_password(&pool, user.id, &hash, now).await?;
             say(&format!("password of user {} set, {ended} sessions ended", user.id))
         }
     }
@@ -415,7 +415,7 @@ async fn session(command: SessionCommand) -> Result<(), CliError> {
         SessionCommand::End { who, id } => {
             let pool = pool(&who.database)?;
             let user = find(&pool, &who).await?;
-            let ended = admin::end_sessions(&pool, user.id, id.map(SessionId), now).await?;
+            let ended = sessions::end_by_admin(&pool, user.id, id.map(SessionId), now).await?;
             say(&format!("{ended} sessions of user {} ended", user.id))
         }
     }

@@ -8,6 +8,7 @@ use clap::Args;
 use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::PgConnectOptions;
+use tracing_subscriber::EnvFilter;
 
 use super::problems::{Problems, set};
 use super::{Config, ConfigError, CorsOrigins, Database, GraceAnswer, LogFormat, Throttle, UsersListAccess};
@@ -289,7 +290,7 @@ impl Settings {
                 if development { LogFormat::Pretty } else { LogFormat::Json },
                 &[("json", LogFormat::Json), ("pretty", LogFormat::Pretty)],
             ),
-            log_level: set(self.log_level.as_ref()).unwrap_or("info").to_owned(),
+            log_level: self.read_log_level(p),
             trusted_proxies: self.read_trusted_proxies(p),
             cors_allowed_origins: self.read_cors(p),
             request_timeout: Duration::from_secs(p.number(
@@ -372,6 +373,14 @@ impl Settings {
             }
         });
         secrets.map(SecretString::from).collect()
+    }
+
+    fn read_log_level(&self, problems: &mut Problems) -> String {
+        let text = set(self.log_level.as_ref()).unwrap_or("info");
+        if let Err(error) = EnvFilter::try_new(text) {
+            problems.add(format!("LOG_LEVEL must be a level or a list such as info,auth=debug, not '{text}': {error}"));
+        }
+        text.to_owned()
     }
 
     fn read_listen_addr(&self, problems: &mut Problems) -> SocketAddr {

@@ -1,6 +1,5 @@
 //! The use cases. They own decisions and transactions, and are the same for HTTP and for the command line.
 
-pub mod admin;
 pub mod auth;
 pub mod cleanup;
 pub mod refresh;

@@ -1,6 +1,9 @@
 //! A user's sessions: seeing them and ending them.
 
 use super::users::Bearer;
+use chrono::{DateTime, Utc};
+use sqlx::PgPool;
+
 use super::{audit, audit_admin};
 use crate::app::App;
 use crate::db;
@@ -40,14 +43,27 @@ pub async fn list_of(app: &App, user_id: UserId) -> Result<Vec<Session>, Error> 
 
 /// Ends all sessions of a user, by an administrator's order. Returns how many there were.
 pub async fn end_all_of(app: &App, admin: &Bearer, user_id: UserId, device: &Device) -> Result<u64, Error> {
-    let mut transaction = app.db.begin().await?;
-    let now = app.clock.now();
-    let ended = db::sessions::end(&mut transaction, user_id, Which::All, EndReason::ByAdmin, now).await?;
-    db::refresh_tokens::revoke_sessionless(&mut *transaction, user_id, None).await?;
-    transaction.commit().await?;
+    let ended = end_by_admin(&app.db, user_id, None, app.clock.now()).await?;
     if ended == 0 && !db::users::exists(&app.db, user_id).await? {
         return Err(Error::NotFound);
     }
     audit_admin("session_end", EndReason::ByAdmin.as_str(), admin, user_id, device.ip);
+    Ok(ended)
+}
+
+/// Ends one session of a user, or all of them, whoever asks. Returns how many there were.
+pub async fn end_by_admin(
+    pool: &PgPool,
+    user_id: UserId,
+    only: Option<SessionId>,
+    now: DateTime<Utc>,
+) -> sqlx::Result<u64> {
+    let mut transaction = pool.begin().await?;
+    let which = only.map_or(Which::All, Which::One);
+    let ended = db::sessions::end(&mut transaction, user_id, which, EndReason::ByAdmin, now).await?;
+    if only.is_none() {
+        db::refresh_tokens::revoke_sessionless(&mut *transaction, user_id, None).await?;
+    }
+    transaction.commit().await?;
     Ok(ended)
 }

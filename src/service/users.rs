@@ -1,5 +1,8 @@
 //! Who the bearer of an access token is, and what administrators do with users.
 
+use chrono::{DateTime, Utc};
+use sqlx::PgPool;
+
 use super::audit_admin;
 use crate::app::App;
 use crate::config::UsersListAccess;
@@ -7,6 +10,7 @@ use crate::db;
 use crate::db::sessions::Which;
 pub use crate::db::users::User;
 use crate::domain::ids::{SessionId, UserId};
+use crate::domain::password::PasswordHash;
 use crate::domain::role::Role;
 use crate::domain::session::{Device, EndReason};
 use crate::error::Error;
@@ -82,4 +86,19 @@ pub async fn delete(app: &App, admin: &Bearer, id: UserId, device: &Device) -> R
     transaction.commit().await?;
     audit_admin("user_delete", "success", admin, id, device.ip);
     Ok(())
+}
+
+/// Sets a user's password and ends all of the user's sessions, for the command line; returns how many.
+pub async fn set_password(
+    pool: &PgPool,
+    user_id: UserId,
+    hash: &PasswordHash,
+    now: DateTime<Utc>,
+) -> sqlx::Result<u64> {
+    let mut transaction = pool.begin().await?;
+    db::users::set_password_hash(&mut *transaction, user_id, hash, now).await?;
+    let ended = db::sessions::end(&mut transaction, user_id, Which::All, EndReason::PasswordChanged, now).await?;
+    db::refresh_tokens::revoke_sessionless(&mut *transaction, user_id, None).await?;
+    transaction.commit().await?;
+    Ok(ended)
 }
