@@ -248,8 +248,7 @@ async fn decide(pool: &PgPool, calls: Vec<Call>) {
                 entry.respond(Ok(answer));
             }
         }
-        // The server took the statement and refused it: nothing has changed.
-        Err(error) if error.as_database_error().is_some() && entries.len() > 1 => {
+        Err(error) if is_refusal(&error) && entries.len() > 1 => {
             tracing::warn!(error = &error as &dyn std::error::Error, tokens = entries.len(), "batch split");
             decide_one_by_one(pool, entries).await;
         }
@@ -273,12 +272,19 @@ async fn decide_one_by_one(pool: &PgPool, entries: Vec<Entry>) {
             None => rotate_one(pool, &entry.rotation).await,
         };
         if let Err(QueueError::Database(error)) = &answer
-            && error.as_database_error().is_none()
+            && !is_refusal(error)
         {
             gone = Some(QueueError::Database(Arc::clone(error)));
         }
         entry.respond(answer);
     }
+}
+
+/// Whether the server took the statement and refused it, so that nothing has changed. When it is going down (class 57P)
+/// it says so at any moment, perhaps after the commit.
+fn is_refusal(error: &sqlx::Error) -> bool {
+    let going_down = |code: &str| code.starts_with("57P");
+    error.as_database_error().is_some_and(|error| !error.code().as_deref().is_some_and(going_down))
 }
 
 async fn rotate_one(pool: &PgPool, rotation: &Rotation) -> Answer {
