@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::PgConnectOptions;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use super::problems::{Problems, set};
 use super::{Config, ConfigError, CorsOrigins, Database, GraceAnswer, LogFormat, Throttle, UsersListAccess};
@@ -377,8 +378,12 @@ impl Settings {
 
     fn read_log_level(&self, problems: &mut Problems) -> String {
         let text = set(self.log_level.as_ref()).unwrap_or("info");
-        if let Err(error) = EnvFilter::try_new(text) {
-            problems.add(format!("LOG_LEVEL must be a level or a list such as info,auth=debug, not '{text}': {error}"));
+        // The filter would take a lone word for the name of a part, and be silent about all others.
+        let is_level = |word: &str| word.contains(['=', '[']) || word.parse::<LevelFilter>().is_ok();
+        if !text.split(',').map(str::trim).all(is_level) || EnvFilter::try_new(text).is_err() {
+            problems.add(format!(
+                "LOG_LEVEL must be trace, debug, info, warn, error or off, or a list such as info,sqlx=debug, not '{text}'"
+            ));
         }
         text.to_owned()
     }

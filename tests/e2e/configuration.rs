@@ -14,7 +14,7 @@ fn every_mistake_in_the_configuration_is_named_at_once() {
             .env("JWT_SECRET_PREVIOUS", "a secret of which there is quite enough,devsecret")
             .env("REGISTER_OPEN_ROLES", "staff,")
             .env("LISTEN_ADDR", "everywhere")
-            .env("LOG_LEVEL", "auth=loud")
+            .env("LOG_LEVEL", "WARNING")
             .env("ACCESS_TOKEN_EXPIRES_SECONDS", "a quarter of an hour")
             .env("REFRESH_GRACE_ANSWER", "perhaps")
             .env("THROTTLE", "sometimes")
