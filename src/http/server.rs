@@ -14,6 +14,7 @@ use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::io::InspectWriter;
 use tokio_util::task::TaskTracker;
 use tower::Service as _;
 
@@ -34,7 +35,7 @@ const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// For how long connections are still accepted when it is time to go, for those who had begun to connect.
 const LAST_CALL: Duration = Duration::from_millis(50);
-/// For how long no request may be in flight until nobody is expected to come up with one any more.
+/// For how long nothing may happen until nobody is expected to come up with a request, or to take an answer, any more.
 const SILENCE: Duration = Duration::from_secs(1);
 /// Descriptors that are not for clients: the database's connections have their own count beside these.
 const RESERVED_DESCRIPTORS: u64 = 64;
@@ -58,7 +59,7 @@ pub async fn serve(app: App, listener: TcpListener, shutdown: impl Future<Output
     let service = service(app.clone());
     let connections = Arc::new(Semaphore::new(connection_limit(&app)));
     let graceful = GracefulShutdown::new();
-    let requests = TaskTracker::new();
+    let traffic = Traffic::default();
     let mut last_call = std::pin::pin!(async {
         shutdown.await;
         tokio::time::sleep(LAST_CALL).await;
@@ -75,8 +76,8 @@ pub async fn serve(app: App, listener: TcpListener, shutdown: impl Future<Output
         };
         match (accepted, permit) {
             (Ok((stream, peer)), Ok(permit)) => {
-                let (app, service, requests) = (app.clone(), service.clone(), requests.clone());
-                let connection = Connection { app, service, requests, peer: Peer(peer), permit };
+                let (app, service, traffic) = (app.clone(), service.clone(), traffic.clone());
+                let connection = Connection { app, service, traffic, peer: Peer(peer), permit };
                 tokio::spawn(connection.serve(stream, graceful.watcher()));
             }
             (Err(error), _) => {
@@ -93,19 +94,32 @@ pub async fn serve(app: App, listener: TcpListener, shutdown: impl Future<Output
             // Connections that say nothing, or never finish saying it, would keep this one waiting ...
             () = graceful.shutdown() => {}
             // ... and this one knows only of requests whose head has come.
-            () = silence(&requests) => {}
+            () = traffic.silence() => {}
         }
     };
     tokio::time::timeout(app.config.shutdown_grace, finished).await.is_ok()
 }
 
-async fn silence(requests: &TaskTracker) {
-    requests.close();
-    loop {
-        requests.wait().await;
-        tokio::time::sleep(SILENCE).await;
-        if requests.is_empty() {
-            return;
+/// What goes on on all connections.
+#[derive(Clone, Default)]
+struct Traffic {
+    /// Requests whose head has come and whose answer has not begun.
+    requests: TaskTracker,
+    /// Bytes of answers.
+    written: Arc<AtomicU64>,
+}
+
+impl Traffic {
+    /// Waits until no request is in flight and no answer is being sent.
+    async fn silence(&self) {
+        self.requests.close();
+        loop {
+            self.requests.wait().await;
+            let written = self.written.load(Ordering::Relaxed);
+            tokio::time::sleep(SILENCE).await;
+            if self.requests.is_empty() && self.written.load(Ordering::Relaxed) == written {
+                return;
+            }
         }
     }
 }
@@ -128,7 +142,7 @@ fn connection_limit(app: &App) -> usize {
 struct Connection {
     app: App,
     service: Service,
-    requests: TaskTracker,
+    traffic: Traffic,
     peer: Peer,
     permit: OwnedSemaphorePermit,
 }
@@ -142,7 +156,7 @@ impl Connection {
         let begun = AtomicU64::new(0);
         let service = hyper::service::service_fn(|mut request: hyper::Request<Incoming>| {
             begun.fetch_add(1, Ordering::Relaxed);
-            let in_flight = self.requests.token();
+            let in_flight = self.traffic.requests.token();
             request.extensions_mut().insert(self.peer);
             let mut service = self.service.clone();
             async move {
@@ -156,6 +170,10 @@ impl Connection {
         builder.http1().max_buf_size(64 * 1024).writev(false);
         builder.http2().max_concurrent_streams(256).max_header_list_size(64 * 1024);
         if let Ok(true) = tokio::time::timeout(FIRST_BYTES_TIMEOUT, speaks_http(&stream)).await {
+            let written = Arc::clone(&self.traffic.written);
+            let stream = InspectWriter::new(stream, move |bytes: &[u8]| {
+                written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            });
             let connection = watcher.watch(builder.serve_connection(TokioIo::new(stream), service));
             tokio::select! {
                 ended = connection => if let Err(error) = ended {

@@ -53,6 +53,30 @@ async fn sigterm_lets_a_request_in_flight_finish_takes_no_further_one_and_exits_
 }
 
 #[tokio::test]
+async fn sigterm_lets_a_slow_reader_have_the_whole_answer() {
+    let database = Database::create().await;
+    let mut service = Service::start(&database.dsn()).await;
+    // The reader's window keeps most of the answer in the process, whatever the buffers of the system take.
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .http2_prior_knowledge()
+        .http2_initial_stream_window_size(65_535)
+        .build()
+        .expect("a client can be built");
+    let url = service.url("/auth/docs/swagger-ui-bundle.js");
+    let mut answer = client.get(url).send().await.expect("the service answers");
+    let whole: usize = answer.headers()["content-length"].to_str().expect("text").parse().expect("a number");
+    service.terminate();
+    let mut received = 0;
+    while let Some(piece) = answer.chunk().await.expect("the answer goes on") {
+        received += piece.len();
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    assert_eq!(received, whole, "{}", service.log());
+    assert_eq!(service.exit_code(Duration::from_secs(10)).await, 0, "{}", service.log());
+}
+
+#[tokio::test]
 async fn sigterm_ends_a_start_that_waits_for_its_database() {
     let mut child = auth()
         .args(["serve", "--app-env=development", "--listen-addr=127.0.0.1:0"])
