@@ -11,7 +11,10 @@ use sqlx::PgPool;
 
 use crate::app::App;
 use crate::clock::Clock;
-use crate::config::{Config, ConfigError, DatabaseSettings, PasswordSettings, Settings};
+use crate::config::{
+    Config, ConfigError, DEFAULT_LISTEN_ADDR, DEFAULT_SESSION_HISTORY_DAYS, DatabaseSettings, PasswordSettings,
+    SESSION_HISTORY_DAYS, Settings,
+};
 use crate::db::schema::{self, SchemaError};
 use crate::domain::email::Email;
 use crate::domain::ids::{SessionId, UserId};
@@ -55,7 +58,7 @@ enum Command {
     /// Delete what has expired, through the whole table
     Cleanup {
         /// How long ended sessions are remembered, in days
-        #[arg(long, env = "SESSION_HISTORY_DAYS", default_value = "30", value_parser = session_history_days)]
+        #[arg(long, env = "SESSION_HISTORY_DAYS", default_value_t = DEFAULT_SESSION_HISTORY_DAYS, value_parser = session_history_days)]
         session_history_days: i64,
         #[command(flatten)]
         database: DatabaseSettings,
@@ -163,16 +166,15 @@ impl CliError {
     }
 }
 
-const DEFAULT_LISTEN_ADDR: &str = "0.0.0.0:8000";
-
 /// An empty variable counts as one that is not set, as it does for `auth serve`.
 fn listen_addr(text: &str) -> Result<SocketAddr, std::net::AddrParseError> {
     if text.is_empty() { DEFAULT_LISTEN_ADDR } else { text }.parse()
 }
 
 fn session_history_days(text: &str) -> Result<i64, String> {
-    let days = if text.is_empty() { Ok(30) } else { text.parse() };
-    days.ok().filter(|days| (1..=3650).contains(days)).ok_or_else(|| "takes 1 to 3650 days".to_owned())
+    let days = if text.is_empty() { Ok(DEFAULT_SESSION_HISTORY_DAYS) } else { text.parse() };
+    let days = days.ok().filter(|days| SESSION_HISTORY_DAYS.contains(days));
+    days.ok_or_else(|| format!("takes {} to {} days", SESSION_HISTORY_DAYS.start(), SESSION_HISTORY_DAYS.end()))
 }
 
 /// How long a starting service waits for its database.
@@ -219,7 +221,7 @@ async fn execute(command: Command) -> Result<ExitCode, CliError> {
         Command::Serve { no_migrate, settings } => serve(settings.resolve()?, no_migrate).await?,
         Command::Migrate { dry_run, database } => tokio::select! {
             outcome = migrate(&database, dry_run) => outcome?,
-            () = shutdown_signal()? => return Err(CliError::Failed("interrupted; nothing was changed".to_owned())),
+            () = shutdown_signal()? => return Err(CliError::Failed("interrupted: a migration that was not finished has left nothing".to_owned())),
         },
         Command::User(command) => user(command).await?,
         Command::Session(command) => session(command).await?,

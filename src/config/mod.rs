@@ -8,7 +8,10 @@ mod problems;
 mod settings;
 
 pub use problems::ConfigError;
-pub use settings::{DatabaseSettings, PasswordSettings, Settings};
+pub use settings::{
+    DEFAULT_LISTEN_ADDR, DEFAULT_SESSION_HISTORY_DAYS, DatabaseSettings, PasswordSettings, SESSION_HISTORY_DAYS,
+    Settings,
+};
 
 use std::fmt;
 use std::net::SocketAddr;

@@ -20,6 +20,12 @@ use crate::domain::role::Role;
 use crate::domain::throttle::Limit;
 use crate::domain::tokens::{Lifetimes, TokenAlgorithm};
 
+/// Where to listen, unless it is said.
+pub const DEFAULT_LISTEN_ADDR: &str = "0.0.0.0:8000";
+/// How long ended sessions are remembered, unless it is said, and how long they may be.
+pub const DEFAULT_SESSION_HISTORY_DAYS: i64 = 30;
+pub const SESSION_HISTORY_DAYS: std::ops::RangeInclusive<i64> = 1..=3650;
+
 /// Secrets everybody knows; refused in production.
 const KNOWN_SECRETS: [&str; 6] =
     ["devsecret", "secret", "changeme", "change-me", "jwt-secret", "sample-secret-for-development-only"];
@@ -336,8 +342,8 @@ impl Settings {
             session_history: TimeDelta::days(p.number(
                 "SESSION_HISTORY_DAYS",
                 self.session_history_days.as_ref(),
-                30,
-                1..=3650,
+                DEFAULT_SESSION_HISTORY_DAYS,
+                SESSION_HISTORY_DAYS,
             )),
             cleanup_interval: (cleanup_seconds > 0).then(|| Duration::from_secs(cleanup_seconds)),
             database: database?,
@@ -389,7 +395,7 @@ impl Settings {
     }
 
     fn read_listen_addr(&self, problems: &mut Problems) -> SocketAddr {
-        let text = set(self.listen_addr.as_ref()).unwrap_or("0.0.0.0:8000");
+        let text = set(self.listen_addr.as_ref()).unwrap_or(DEFAULT_LISTEN_ADDR);
         text.parse().unwrap_or_else(|_| {
             problems.add(format!("LISTEN_ADDR must be an address and port such as 127.0.0.1:8000, not '{text}'"));
             SocketAddr::from(([127, 0, 0, 1], 8000))

@@ -132,9 +132,9 @@ impl Waiting {
 impl Desk {
     /// Takes the next batch; an empty one says that there will be no more.
     ///
-    /// One worker gathers at a time. It takes what waits, lets those who are just about to call do so, unless one came
-    /// alone as the last did, and goes; but while others are in the database it waits for half a batch or for them to land, though no longer than [`GATHER`]:
-    /// a fuller batch is cheaper, and the database is not idle meanwhile.
+    /// One worker gathers at a time. It takes what waits, lets those who are just about to call do so (unless one came
+    /// alone, as the last did), and goes. But while others are in the database it waits for half a batch or for them to
+    /// land, though no longer than [`GATHER`]: a fuller batch is cheaper, and the database is not idle meanwhile.
     async fn gather(&self, max_batch: usize) -> Vec<Call> {
         let mut batch = Vec::with_capacity(max_batch);
         let mut waiting = self.waiting.lock().await;

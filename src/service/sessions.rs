@@ -51,7 +51,7 @@ pub async fn end_all_of(app: &App, admin: &Bearer, user_id: UserId, device: &Dev
     Ok(ended)
 }
 
-/// Ends one session of a user, or all of them, whoever asks. Returns how many there were.
+/// Ends one session of a user, or all of them, on an administrator's word. Returns how many there were.
 pub async fn end_by_admin(
     pool: &PgPool,
     user_id: UserId,

@@ -3,11 +3,11 @@
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpStream,
-    process::{Command, Stdio},
+    process::Stdio,
     time::{Duration, Instant},
 };
 
-use crate::stack::{Database, SECRET, Service, auth};
+use crate::stack::{Database, SECRET, Service, auth, terminate};
 
 #[tokio::test]
 async fn sigterm_lets_a_request_in_flight_finish_takes_no_further_one_and_exits_zero() {
@@ -90,8 +90,7 @@ async fn sigterm_ends_a_start_that_waits_for_its_database() {
     let mut line = String::new();
     log.read_line(&mut line).expect("it says what it waits for");
     assert!(line.contains("waiting for the database"), "{line}");
-    let asked = Command::new("sh").args(["-c", "kill -TERM \"$0\"", &child.id().to_string()]).status();
-    assert!(asked.expect("a shell starts").success());
+    terminate(&child);
     let mut rest = String::new();
     log.read_to_string(&mut rest).expect("it ends");
     assert_eq!(child.wait().expect("it can be waited for").code(), Some(0), "{rest}");

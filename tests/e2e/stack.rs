@@ -236,11 +236,7 @@ impl Service {
 
     /// Asks it to stop, as a container engine does.
     pub(crate) fn terminate(&self) {
-        let sent = Command::new("sh")
-            .args(["-c", "kill -TERM \"$0\"", &self.process.child.id().to_string()])
-            .status()
-            .expect("a shell starts");
-        assert!(sent.success(), "the service is there to be stopped");
+        terminate(&self.process.child);
     }
 
     /// Its exit code, once it has ended by itself.
@@ -258,6 +254,12 @@ impl Service {
     pub(crate) fn log(&self) -> String {
         self.process.log()
     }
+}
+
+/// Asks a process to stop, as a container engine does.
+pub(crate) fn terminate(process: &Child) {
+    let sent = Command::new("sh").args(["-c", "kill -TERM \"$0\"", &process.id().to_string()]).status();
+    assert!(sent.expect("a shell starts").success(), "the process is there to be stopped");
 }
 
 /// The binary, seeing nothing of this process's environment.
