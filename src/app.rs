@@ -8,6 +8,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::db;
 use crate::db::refresh_queue::RefreshQueue;
+use crate::domain::gate::GateMetrics;
 use crate::domain::hasher::{Hasher, HasherMetrics};
 use crate::domain::tokens::TokenKeys;
 use crate::metrics::Metrics;
@@ -57,9 +58,8 @@ impl App {
         let hasher = Hasher::start(
             config.hasher,
             HasherMetrics {
+                gate: GateMetrics { queue_depth: metrics.hash_queue_depth.clone(), shed: metrics.hash_shed.clone() },
                 seconds: metrics.hash_seconds.clone(),
-                queue_depth: metrics.hash_queue_depth.clone(),
-                shed: metrics.hash_shed.clone(),
                 capacity_per_second: metrics.login_capacity.clone(),
             },
         )?;

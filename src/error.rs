@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::domain::hasher::Busy;
+use crate::domain::gate::Busy;
 use crate::domain::session::EndReason;
 use crate::domain::tokens::TokenError;
 

@@ -1,49 +1,31 @@
-//! The gate before password hashing, the only expensive thing the service does and the one an attacker can buy with a
-//! request.
-//!
-//! Worker threads of their own, as many as there are cores, take jobs from one queue; nothing else ever runs there and
-//! nothing else ever waits behind it. The queue is bounded by the wait it stands for (measured cost of each job, over
-//! the number of workers): who would wait too long is told so at once, with an honest time to come back. A caller that
-//! goes away takes its job out of the queue. Each worker allocates its memory once and keeps it.
-//!
-//! The workers run at a lower scheduling priority: with every core hashing, a refresh or a health check is still
-//! answered at once, and a machine that has nothing else to do hashes as fast as ever.
+//! Password hashing, the only expensive thing the service does and the one an attacker can buy with a request: all of it
+//! goes through one [`Gate`], in memory that each of its workers allocates once and keeps.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use prometheus::{Gauge, Histogram, IntCounter, IntGauge};
-use tokio::sync::oneshot;
+use prometheus::{Gauge, Histogram};
 
+use super::gate::{self, Busy, Gate, GateMetrics, GateSettings};
 use super::password::{self, Argon2Cost, Memory, Password, PasswordHash, Scheme, Verdict};
 
-/// How the gate is set up.
+/// How passwords are hashed.
 #[derive(Clone, Copy, Debug)]
 pub struct HasherSettings {
-    /// Worker threads.
-    pub concurrency: usize,
-    /// The longest wait in the queue that is accepted.
-    pub max_wait: Duration,
+    pub gate: GateSettings,
     /// Cost of new hashes.
     pub cost: Argon2Cost,
     /// Whether a right password of an outdated hash is hashed anew.
     pub rehash: bool,
 }
 
-/// What the gate tells the metrics.
+/// What hashing tells the metrics.
 #[derive(Clone, Debug)]
 pub struct HasherMetrics {
+    pub gate: GateMetrics,
     pub seconds: Histogram,
-    pub queue_depth: IntGauge,
-    pub shed: IntCounter,
     pub capacity_per_second: Gauge,
-}
-
-/// The queue is full; it will have drained after `retry_after`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Busy {
-    pub retry_after: Duration,
 }
 
 /// A tried password.
@@ -56,31 +38,16 @@ pub struct Checked {
     took: Duration,
 }
 
-/// Does the work, and gives what tells the caller of its outcome.
-type Work = Box<dyn FnOnce(&mut Memory) -> Tell + Send>;
-type Tell = Box<dyn FnOnce()>;
-
-struct Job {
-    ticket: u64,
-    /// Dropping it unrun tells the caller that it came too late.
-    work: Work,
-    expected: Duration,
-    deadline: Instant,
-}
-
-#[derive(Default)]
-struct State {
-    queue: VecDeque<Job>,
-    next_ticket: u64,
-    /// Sum of the expected costs in the queue and on the workers.
-    backlog: Duration,
+/// What hashes lately took.
+#[derive(Debug, Default)]
+struct Times {
     /// Moving average of one argon2 hash at the current cost.
     argon2: Option<Duration>,
     legacy: Option<Legacy>,
-    closed: bool,
 }
 
 /// The bcrypt accounts that remain of the Python service, and how long verifying one lately took.
+#[derive(Debug)]
 struct Legacy {
     cost: u32,
     recent: VecDeque<Duration>,
@@ -107,26 +74,23 @@ impl Legacy {
     }
 }
 
+#[derive(Debug)]
 struct Shared {
-    state: Mutex<State>,
-    arrived: Condvar,
+    times: Mutex<Times>,
     settings: HasherSettings,
-    metrics: HasherMetrics,
+    seconds: Histogram,
+    capacity_per_second: Gauge,
 }
 
-/// A handle on the gate. Dropping it ends the workers after the job at hand.
+/// What a worker keeps: allocated with its first job, so that a service nobody signs in to stays small.
+type Kept = Option<Memory>;
+
+/// Hashes and tries passwords, a few at a time.
+#[derive(Debug)]
 pub struct Hasher {
+    gate: Gate<Kept>,
     shared: Arc<Shared>,
 }
-
-impl std::fmt::Debug for Hasher {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Hasher").field("settings", &self.shared.settings).finish_non_exhaustive()
-    }
-}
-
-/// Niceness of the workers: about a tenth of a normal thread's share when both want the same core.
-const NICENESS: i32 = 10;
 
 /// Assumed cost of an argon2 hash until the first was measured.
 const UNMEASURED: Duration = Duration::from_millis(25);
@@ -137,42 +101,16 @@ impl Hasher {
     /// # Errors
     /// When the system gives no thread.
     pub fn start(settings: HasherSettings, metrics: HasherMetrics) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared { state: Mutex::default(), arrived: Condvar::new(), settings, metrics });
-        for index in 0..settings.concurrency {
-            let shared = Arc::clone(&shared);
-            std::thread::Builder::new().name(format!("password-{index}")).spawn(move || shared.work())?;
-        }
-        Ok(Self { shared })
+        let HasherMetrics { gate, seconds, capacity_per_second } = metrics;
+        let gate = Gate::start(settings.gate, gate)?;
+        Ok(Self { gate, shared: Arc::new(Shared { times: Mutex::default(), settings, seconds, capacity_per_second }) })
     }
 
-    /// Hashes a chosen password.
-    pub async fn hash(&self, password: Password) -> Result<PasswordHash, Busy> {
-        let cost = self.shared.settings.cost;
-        let shared = Arc::clone(&self.shared);
-        self.run(self.expected_argon2(), move |memory| {
-            let started = Instant::now();
-            let hash = password::hash(&password, cost, memory);
-            shared.measured_argon2(started.elapsed());
-            hash
-        })
-        .await
-    }
-
-    /// Tries a password against a stored hash, or against nobody's: then the work is done all the same.
-    pub async fn verify(&self, password: Password, stored: Option<PasswordHash>) -> Result<Checked, Busy> {
-        let scheme = stored.as_ref().map(Scheme::of);
-        let bcrypt_cost = match scheme {
-            Some(Scheme::Bcrypt { cost }) => Some(cost),
-            _ => None,
-        };
-        let expected = bcrypt_cost.map_or_else(|| self.expected_argon2(), |cost| self.expected_bcrypt(cost));
-        let shared = Arc::clone(&self.shared);
-        self.run(expected, move |memory| shared.check(&password, stored.as_ref(), bcrypt_cost, memory)).await
-    }
-
-    /// Refuses at once when the queue is already full, before anything else is spent on the request.
-    pub fn admit(&self) -> Result<(), Busy> {
-        self.shared.admit(&self.shared.lock()).inspect_err(|_| self.shared.metrics.shed.inc())
+    /// Lets somebody in who is going to have one password hashed or tried; or refuses, before anything else is spent
+    /// on the request, when that would take too long.
+    pub async fn admit(&self) -> Result<Admitted<'_>, Busy> {
+        let place = self.gate.enter(self.shared.expected_argon2()).await?;
+        Ok(Admitted { place, shared: &self.shared })
     }
 
     /// How much longer a refusal must be held back while bcrypt hashes are left: each comes when the slowest of theirs
@@ -181,161 +119,91 @@ impl Hasher {
     /// often than others.) Zero once no bcrypt hash is left.
     #[must_use]
     pub fn hold_back(&self, checked: &Checked) -> Duration {
-        let longest = self.shared.lock().legacy.as_ref().and_then(Legacy::longest);
+        let longest = self.shared.times().legacy.as_ref().and_then(Legacy::longest);
         longest.unwrap_or_default().saturating_sub(checked.took)
     }
 
-    /// Tells the gate the highest cost among the bcrypt hashes that are left, or that none is. When one appears, its
-    /// time is measured at once, so that the very first refusal is already held back.
+    /// Tells the highest cost among the bcrypt hashes that are left, or that none is. When one appears, its time is
+    /// measured at once, so that the very first refusal is already held back.
     pub async fn set_legacy_cost(&self, cost: Option<u32>) {
         let cost = cost.map(|cost| cost.clamp(4, Argon2Cost::MAX_BCRYPT));
         {
-            let mut state = self.shared.lock();
-            if state.legacy.as_ref().map(|legacy| legacy.cost) == cost {
+            let mut times = self.shared.times();
+            if times.legacy.as_ref().map(|legacy| legacy.cost) == cost {
                 return;
             }
-            state.legacy = cost.map(|cost| Legacy { cost, recent: VecDeque::new() });
+            times.legacy = cost.map(|cost| Legacy { cost, recent: VecDeque::new() });
         }
         let Some(cost) = cost else { return };
         for _ in 0..Legacy::FIRST_SAMPLES {
+            let expected = self.shared.expected_bcrypt(cost);
+            // A busy gate measures it soon enough by the logins that pass.
+            let Ok(place) = self.gate.enter(expected).await else { return };
             let shared = Arc::clone(&self.shared);
-            let measure = move |_: &mut Memory| {
+            let measure = move |_: &mut Kept| {
                 let started = Instant::now();
                 // What is hashed does not matter, and the outcome is thrown away.
                 let _ = bcrypt::hash_with_salt("measure", cost, [0; 16]);
                 shared.measured_bcrypt(cost, started.elapsed());
             };
-            // A busy queue measures it soon enough by the logins in it.
-            let _ = self.run(self.expected_bcrypt(cost), measure).await;
+            let _ = place.run(expected, measure).await;
         }
     }
-
-    fn expected_argon2(&self) -> Duration {
-        self.shared.lock().argon2.unwrap_or(UNMEASURED)
-    }
-
-    fn expected_bcrypt(&self, cost: u32) -> Duration {
-        let state = self.shared.lock();
-        let measured = state.legacy.as_ref().filter(|legacy| legacy.cost == cost).and_then(Legacy::median);
-        // 2^cost rounds at about 60 microseconds each.
-        measured.unwrap_or_else(|| Duration::from_micros(60 << cost))
-    }
-
-    async fn run<T: Send + 'static>(
-        &self,
-        expected: Duration,
-        work: impl FnOnce(&mut Memory) -> T + Send + 'static,
-    ) -> Result<T, Busy> {
-        let (sender, receiver) = oneshot::channel();
-        let work: Work = Box::new(move |memory| {
-            let outcome = work(memory);
-            Box::new(move || {
-                // The caller may have gone; then there is nobody to tell.
-                let _ = sender.send(outcome);
-            })
-        });
-        let place = self.shared.enqueue(expected, work)?;
-        let outcome = receiver.await;
-        drop(place);
-        outcome.map_err(|_| {
-            self.shared.metrics.shed.inc();
-            self.shared.busy(&self.shared.lock())
-        })
-    }
 }
 
-impl Drop for Hasher {
-    fn drop(&mut self) {
-        self.shared.lock().closed = true;
-        self.shared.arrived.notify_all();
+/// Somebody who was let in. Dropping it gives the place up.
+#[derive(Debug)]
+pub struct Admitted<'a> {
+    place: gate::Place<'a, Kept>,
+    shared: &'a Arc<Shared>,
+}
+
+impl Admitted<'_> {
+    /// Hashes a chosen password.
+    pub async fn hash(self, password: Password) -> Result<PasswordHash, Busy> {
+        let shared = Arc::clone(self.shared);
+        let work = move |kept: &mut Kept| {
+            let started = Instant::now();
+            let hash = password::hash(&password, shared.settings.cost, shared.memory(kept));
+            shared.measured_argon2(started.elapsed());
+            hash
+        };
+        self.place.run(self.shared.expected_argon2(), work).await
     }
-}
 
-/// A place in the queue, given up when the caller goes away.
-struct Place<'a> {
-    shared: &'a Shared,
-    ticket: u64,
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        let mut state = self.shared.lock();
-        if let Ok(index) = state.queue.binary_search_by_key(&self.ticket, |job| job.ticket)
-            && let Some(job) = state.queue.remove(index)
-        {
-            self.shared.leave(&mut state, job.expected);
-        }
+    /// Tries a password against a stored hash, or against nobody's: then the work is done all the same.
+    pub async fn verify(self, password: Password, stored: Option<PasswordHash>) -> Result<Checked, Busy> {
+        let scheme = stored.as_ref().map(Scheme::of);
+        let bcrypt_cost = match scheme {
+            Some(Scheme::Bcrypt { cost }) => Some(cost),
+            _ => None,
+        };
+        let shared = Arc::clone(self.shared);
+        let expected = bcrypt_cost.map_or_else(|| shared.expected_argon2(), |cost| shared.expected_bcrypt(cost));
+        let work = move |kept: &mut Kept| shared.check(&password, stored.as_ref(), bcrypt_cost, shared.memory(kept));
+        self.place.run(expected, work).await
     }
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn times(&self) -> MutexGuard<'_, Times> {
         // No code that can panic runs under the lock, so a poisoned one is still consistent.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.times.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait_for(&self, state: &State) -> Duration {
-        state.backlog / u32::try_from(self.settings.concurrency).unwrap_or(u32::MAX)
+    fn memory<'a>(&self, kept: &'a mut Kept) -> &'a mut Memory {
+        kept.get_or_insert_with(|| Memory::for_cost(self.settings.cost))
     }
 
-    fn busy(&self, state: &State) -> Busy {
-        Busy { retry_after: self.wait_for(state).max(Duration::from_secs(1)) }
+    fn expected_argon2(&self) -> Duration {
+        self.times().argon2.unwrap_or(UNMEASURED)
     }
 
-    fn admit(&self, state: &State) -> Result<(), Busy> {
-        if self.wait_for(state) > self.settings.max_wait { Err(self.busy(state)) } else { Ok(()) }
-    }
-
-    fn enqueue(&self, expected: Duration, work: Work) -> Result<Place<'_>, Busy> {
-        let mut state = self.lock();
-        self.admit(&state).inspect_err(|_| self.metrics.shed.inc())?;
-        let ticket = state.next_ticket;
-        state.next_ticket += 1;
-        state.backlog += expected;
-        // Estimates err; a job that waited half as long again as promised is dropped by the worker that meets it.
-        let deadline = Instant::now() + self.settings.max_wait + self.settings.max_wait / 2;
-        state.queue.push_back(Job { ticket, work, expected, deadline });
-        self.metrics.queue_depth.inc();
-        drop(state);
-        self.arrived.notify_one();
-        Ok(Place { shared: self, ticket })
-    }
-
-    fn leave(&self, state: &mut State, expected: Duration) {
-        state.backlog = state.backlog.saturating_sub(expected);
-        self.metrics.queue_depth.dec();
-    }
-
-    fn work(&self) {
-        // Without the permission, or elsewhere than on Linux, the workers just run at normal priority.
-        let _ = rustix::process::nice(NICENESS);
-        // Allocated with the first job: a service nobody signs in to stays small.
-        let mut memory = None;
-        while let Some(job) = self.next_job() {
-            // Who is told has left the queue.
-            if Instant::now() < job.deadline {
-                let memory = memory.get_or_insert_with(|| Memory::for_cost(self.settings.cost));
-                let tell = (job.work)(memory);
-                self.leave(&mut self.lock(), job.expected);
-                tell();
-            } else {
-                self.leave(&mut self.lock(), job.expected);
-                drop(job.work);
-            }
-        }
-    }
-
-    fn next_job(&self) -> Option<Job> {
-        let mut state = self.lock();
-        loop {
-            if state.closed {
-                return None;
-            }
-            if let Some(job) = state.queue.pop_front() {
-                return Some(job);
-            }
-            state = self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
+    fn expected_bcrypt(&self, cost: u32) -> Duration {
+        let times = self.times();
+        let measured = times.legacy.as_ref().filter(|legacy| legacy.cost == cost).and_then(Legacy::median);
+        // 2^cost rounds at about 60 microseconds each.
+        measured.unwrap_or_else(|| Duration::from_micros(60 << cost))
     }
 
     fn check(
@@ -364,21 +232,21 @@ impl Shared {
     }
 
     fn measured_argon2(&self, took: Duration) {
-        self.metrics.seconds.observe(took.as_secs_f64());
-        let mut state = self.lock();
-        let average = state.argon2.map_or(took, |average| (average * 15 + took) / 16);
-        state.argon2 = Some(average);
-        drop(state);
-        let workers = u32::try_from(self.settings.concurrency).unwrap_or(u32::MAX);
-        self.metrics.capacity_per_second.set(f64::from(workers) / average.as_secs_f64());
+        self.seconds.observe(took.as_secs_f64());
+        let mut times = self.times();
+        let average = times.argon2.map_or(took, |average| (average * 15 + took) / 16);
+        times.argon2 = Some(average);
+        drop(times);
+        let workers = u32::try_from(self.settings.gate.concurrency).unwrap_or(u32::MAX);
+        self.capacity_per_second.set(f64::from(workers) / average.as_secs_f64());
     }
 
     fn measured_bcrypt(&self, cost: u32, took: Duration) {
-        self.metrics.seconds.observe(took.as_secs_f64());
-        let mut state = self.lock();
+        self.seconds.observe(took.as_secs_f64());
+        let mut times = self.times();
         // A hash that nobody has told of yet, because the Python service has just made it, counts from now on.
-        let known = state.legacy.take().filter(|legacy| legacy.cost >= cost);
-        let legacy = state.legacy.insert(known.unwrap_or_else(|| Legacy { cost, recent: VecDeque::new() }));
+        let known = times.legacy.take().filter(|legacy| legacy.cost >= cost);
+        let legacy = times.legacy.insert(known.unwrap_or_else(|| Legacy { cost, recent: VecDeque::new() }));
         if legacy.cost == cost {
             legacy.recent.truncate(Legacy::SAMPLES - 1);
             legacy.recent.push_front(took);
@@ -395,20 +263,21 @@ mod tests {
     fn hasher() -> Hasher {
         let metrics = crate::metrics::Metrics::new();
         let metrics = HasherMetrics {
+            gate: GateMetrics { queue_depth: metrics.hash_queue_depth, shed: metrics.hash_shed },
             seconds: metrics.hash_seconds,
-            queue_depth: metrics.hash_queue_depth,
-            shed: metrics.hash_shed,
             capacity_per_second: metrics.login_capacity,
         };
         let cost = Argon2Cost { m_kib: 8, t: 1 };
-        let settings = HasherSettings { concurrency: 1, max_wait: Duration::from_mins(1), cost, rehash: true };
+        let gate = GateSettings { concurrency: 1, max_wait: Duration::from_mins(1) };
+        let settings = HasherSettings { gate, cost, rehash: true };
         Hasher::start(settings, metrics).unwrap()
     }
 
     /// The time after which a wrong password is refused, the wait for a worker left out.
     async fn refusal(hasher: &Hasher, stored: Option<&str>) -> (Duration, Duration) {
         let stored = stored.map(|text| PasswordHash::from_stored(text.to_owned()));
-        let checked = hasher.verify(Password::attempt("wrong".to_owned()), stored).await.unwrap();
+        let checked =
+            hasher.admit().await.unwrap().verify(Password::attempt("wrong".to_owned()), stored).await.unwrap();
         (checked.took, checked.took + hasher.hold_back(&checked))
     }
 
@@ -421,10 +290,10 @@ mod tests {
     async fn every_refusal_comes_when_the_slowest_bcrypt_one_would() {
         let hasher = hasher();
         hasher.set_legacy_cost(Some(4)).await;
-        let argon2 = hasher.hash(Password::attempt("right".to_owned())).await.unwrap();
+        let argon2 = hasher.admit().await.unwrap().hash(Password::attempt("right".to_owned())).await.unwrap();
         for stored in [None, Some(argon2.as_str()), Some(""), Some(BCRYPT)] {
             let (took, refused) = refusal(&hasher, stored).await;
-            let longest = hasher.shared.lock().legacy.as_ref().and_then(Legacy::longest).unwrap();
+            let longest = hasher.shared.times().legacy.as_ref().and_then(Legacy::longest).unwrap();
             assert_eq!(refused, longest.max(took), "{stored:?}");
         }
     }
@@ -436,7 +305,7 @@ mod tests {
         assert_eq!(refused, took);
         // One turns up before anybody told of it, and is gone again.
         refusal(&hasher, Some(BCRYPT)).await;
-        assert!(hasher.shared.lock().legacy.is_some());
+        assert!(hasher.shared.times().legacy.is_some());
         hasher.set_legacy_cost(None).await;
         let (took, refused) = refusal(&hasher, None).await;
         assert_eq!(refused, took);

@@ -50,7 +50,7 @@ pub async fn register(
             _ => Error::RoleNotOpen,
         })?;
     }
-    app.hasher.admit()?;
+    let admitted = app.hasher.admit().await?;
     let now = app.clock.now();
     let throttle = app.config.throttle.iter();
     let bucket =
@@ -66,7 +66,7 @@ pub async fn register(
         audit("register", "email_taken", Some(account.user.id), None, device.ip);
         return Err(Error::EmailTaken);
     }
-    let hash = app.hasher.hash(password).await?;
+    let hash = admitted.hash(password).await?;
     let created = db::users::insert(&app.db, email, &hash, role, &buckets, now).await?;
     audit("register", if created.is_some() { "success" } else { "email_taken" }, created, None, device.ip);
     created.map(|_| ()).ok_or(Error::EmailTaken)
@@ -116,7 +116,7 @@ pub async fn change_password(
     if user.id != bearer.user.id {
         return Err(Error::InvalidCredentials);
     }
-    let hash = app.hasher.hash(new).await?;
+    let hash = app.hasher.admit().await?.hash(new).await?;
     let pair = NewPair::issue(app, user, SessionId::generate());
     let mut transaction = app.db.begin().await?;
     let session = pair.session(user, device);
@@ -172,7 +172,7 @@ async fn verify_password(
     password: &Password,
     device: &Device,
 ) -> Result<Verified, Error> {
-    app.hasher.admit()?;
+    let admitted = app.hasher.admit().await?;
     let now = app.clock.now();
     let buckets: Vec<Bucket> =
         app.config.throttle.iter().flat_map(|throttle| login_buckets(throttle, email, device)).collect();
@@ -183,7 +183,7 @@ async fn verify_password(
         return Err(error);
     }
     let stored = found.account.as_ref().map(|account| account.password_hash.clone());
-    let checked = app.hasher.verify(password.clone(), stored).await?;
+    let checked = admitted.verify(password.clone(), stored).await?;
     if let (Verdict::Match { .. }, Some(account)) = (checked.verdict, found.account) {
         return Ok(Verified { account, replacement: checked.replacement });
     }

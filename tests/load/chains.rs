@@ -39,7 +39,7 @@ async fn exchange(address: SocketAddr, tokens: VecDeque<String>, window: Window)
         }
         let answer = client.ask(&request).await;
         let done = Instant::now();
-        let counts = done >= window.begin && done < window.end;
+        let counts = window.contains(done);
         match answer {
             Ok(answer) => match (answer.status, answer.field("refresh_token")) {
                 (200, Some(next)) => {

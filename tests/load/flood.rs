@@ -13,6 +13,9 @@ use crate::http::{self, Client};
 use crate::stats::{self, Samples, Window};
 use crate::{Outcome, Store, requests, seed};
 
+/// What neither counts as quiet nor as flood, at the beginning of each.
+const WARM_UP: Duration = Duration::from_secs(1);
+
 /// A hostile client has this between a refusal and its next attempt.
 const HOSTILE_PAUSE: Duration = Duration::from_millis(1);
 
@@ -28,10 +31,10 @@ pub(crate) struct Flood {
     #[arg(long, default_value_t = 15.0)]
     seconds: f64,
     /// Length of the quiet time before it
-    #[arg(long, default_value_t = 5.0)]
+    #[arg(long, default_value_t = 10.0)]
     quiet: f64,
     /// Clients that refresh
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 4)]
     refreshers: usize,
     /// What a refreshing client waits between two refreshes, in milliseconds
     #[arg(long, default_value_t = 100)]
@@ -53,9 +56,9 @@ impl Flood {
         let tokens = seed::sessions(&mut database, &self.store.secret, &users[..self.refreshers]).await?;
         drop(database);
 
-        let warm_up = Duration::from_millis(500);
-        let quiet = Window::after(warm_up, Duration::from_secs_f64(self.quiet));
-        let loud = Window { begin: quiet.end, end: quiet.end + Duration::from_secs_f64(self.seconds) };
+        let quiet = Window::after(WARM_UP, Duration::from_secs_f64(self.quiet));
+        let begin = quiet.end + WARM_UP;
+        let loud = Window { begin, end: begin + Duration::from_secs_f64(self.seconds) };
         let pace = Duration::from_millis(self.pace);
         let chains: Vec<_> = tokens
             .into_iter()
@@ -66,7 +69,7 @@ impl Flood {
                 tokio::task::spawn_local(refresh(self.address, token, offset, pace, [quiet, loud]))
             })
             .collect();
-        tokio::time::sleep_until(loud.begin.into()).await;
+        tokio::time::sleep_until(quiet.end.into()).await;
         let logins: Vec<_> = users
             .iter()
             .take(self.clients)
@@ -113,9 +116,9 @@ async fn log_in(address: SocketAddr, request: Vec<u8>, window: Window, hostile: 
         }
         let pause = match client.ask(&request).await {
             // Logins under way at the end were worked on in the window as much as those under way at the beginning
-            // were not: only what is answered within it counts for the rate.
+            // were not: what is answered within it counts for the rate.
             Ok(answer) if answer.status == 200 => {
-                if Instant::now() < window.end {
+                if window.contains(Instant::now()) {
                     samples.success(sent.elapsed());
                 }
                 continue;
@@ -161,7 +164,7 @@ async fn refresh(
             return samples;
         }
         let mut ignored = Samples::default();
-        let samples = match windows.iter().position(|window| sent >= window.begin && sent < window.end) {
+        let samples = match windows.iter().position(|window| window.contains(sent)) {
             Some(index) => &mut samples[index],
             None => &mut ignored,
         };

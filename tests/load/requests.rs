@@ -55,7 +55,7 @@ async fn connect_and_repeat(
         }
         let answer = client.ask(&request).await;
         let done = Instant::now();
-        let counts = done >= window.begin && done < window.end;
+        let counts = window.contains(done);
         match answer {
             Ok(answer) if answer.status == expected => {
                 if counts {

@@ -18,6 +18,10 @@ impl Window {
         Self { begin, end: begin + length }
     }
 
+    pub(crate) fn contains(&self, instant: Instant) -> bool {
+        (self.begin..self.end).contains(&instant)
+    }
+
     pub(crate) fn length(&self) -> Duration {
         self.end - self.begin
     }
