@@ -7,7 +7,10 @@ use sqlx::PgPool;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::db;
-use crate::db::refresh_queue::RefreshQueue;
+use crate::db::queue::Queue;
+use crate::db::refresh_tokens::Rotation;
+use crate::db::sessions::NewSession;
+use crate::db::users::Lookup;
 use crate::domain::gate::GateMetrics;
 use crate::domain::hasher::{Hasher, HasherMetrics};
 use crate::domain::tokens::TokenKeys;
@@ -17,13 +20,19 @@ use crate::metrics::Metrics;
 #[derive(Clone, Debug)]
 pub struct App(Arc<Parts>);
 
+/// Batches of logins in the database at once, at most: some may wait for a row.
+const LOGIN_WORKERS: u32 = 4;
+
 /// What an [`App`] is made of.
 #[derive(Debug)]
 pub struct Parts {
     pub config: Config,
     pub clock: Clock,
     pub db: PgPool,
-    pub refresh_queue: RefreshQueue,
+    // What many ask for at once goes to the database in company.
+    pub lookups: Queue<Lookup>,
+    pub openings: Queue<NewSession>,
+    pub refreshes: Queue<Rotation>,
     pub tokens: TokenKeys,
     pub hasher: Hasher,
     pub metrics: Metrics,
@@ -65,7 +74,11 @@ impl App {
         )?;
         let tokens =
             TokenKeys::new(config.jwt_algorithm, &config.jwt_secret, &config.jwt_secret_previous, config.lifetimes);
-        let refresh_queue = RefreshQueue::start(refresh_pool, config.refresh_batch_size);
-        Ok(Self(Arc::new(Parts { config, clock, db, refresh_queue, tokens, hasher, metrics })))
+        let max_batch = config.refresh_batch_size;
+        let lookups = Queue::start(db.clone(), LOGIN_WORKERS, max_batch);
+        let openings = Queue::start(db.clone(), LOGIN_WORKERS, max_batch);
+        let workers = refresh_pool.options().get_max_connections();
+        let refreshes = Queue::start(refresh_pool, workers, max_batch);
+        Ok(Self(Arc::new(Parts { config, clock, db, lookups, openings, refreshes, tokens, hasher, metrics })))
     }
 }

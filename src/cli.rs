@@ -347,8 +347,8 @@ fn role(text: &str) -> Result<Role, CliError> {
 }
 
 async fn find(pool: &PgPool, who: &Who) -> Result<db::users::User, CliError> {
-    let found = db::users::look_up(pool, &email(&who.email)?, &[]).await?.account;
-    found.map(|account| account.user).ok_or_else(|| CliError::Failed(format!("nobody has the address {}", who.email)))
+    let found = db::users::find(pool, email(&who.email)?).await?;
+    found.ok_or_else(|| CliError::Failed(format!("nobody has the address {}", who.email)))
 }
 
 async fn user(command: UserCommand) -> Result<(), CliError> {

@@ -145,7 +145,7 @@ pub struct Settings {
     /// What such a retry gets: reject (401) or replay (the same successor again) [default: reject]
     #[arg(long, env, value_name = "ANSWER", help_heading = "Tokens")]
     refresh_grace_answer: Option<String>,
-    /// Refreshes committed together at most; 1 turns batching off [default: 128]
+    /// Refreshes, or logins, committed together at most; 1 turns batching off [default: 128]
     #[arg(long, env, value_name = "COUNT", help_heading = "Tokens")]
     refresh_batch_size: Option<String>,
     /// Connections of the refresh queue [default: 2]

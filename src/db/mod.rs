@@ -4,7 +4,7 @@
 //! anything that a statement could decide.
 
 pub mod maintenance;
-pub mod refresh_queue;
+pub mod queue;
 pub mod refresh_tokens;
 pub mod schema;
 pub mod sessions;
@@ -21,27 +21,24 @@ pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
 
 /// A statement that takes longer than this is given up, before its request is.
 const STATEMENT_TIMEOUT: &str = "15s";
-/// The longest wait for a row in a refresh.
-const REFRESH_LOCK_TIMEOUT: &str = "2s";
+/// The longest wait for a row that somebody else has locked.
+const LOCK_TIMEOUT: &str = "2s";
 /// The wait for a free connection. Longer than a statement takes, shorter than a client waits.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// A connection unused for this long is tried before it is handed out; one in use needs no extra round trip.
 const IDLE_BEFORE_PING: Duration = Duration::from_secs(5);
 
-/// The pool for everything but the refresh queue. Connects when first used.
+/// The pool for everything but refreshes. Connects when first used.
 #[must_use]
 pub fn pool(options: &PgConnectOptions, max_connections: u32) -> PgPool {
-    lazy_pool(options.clone().options([("statement_timeout", STATEMENT_TIMEOUT)]), max_connections)
+    lazy_pool(options.clone(), max_connections)
 }
 
 /// The few connections of the refresh queue. Its one statement always looks up a handful of rows by unique keys; with
-/// these settings the plan is made once, and is that of a large table even while the tables are empty. A row that
-/// somebody keeps locked is given up early, because the whole batch waits for it.
+/// these settings the plan is made once, and is that of a large table even while the tables are empty.
 #[must_use]
 pub fn refresh_pool(options: &PgConnectOptions, connections: u32) -> PgPool {
     let options = options.clone().options([
-        ("statement_timeout", STATEMENT_TIMEOUT),
-        ("lock_timeout", REFRESH_LOCK_TIMEOUT),
         ("plan_cache_mode", "force_generic_plan"),
         ("enable_seqscan", "off"),
         ("enable_bitmapscan", "off"),
@@ -52,7 +49,8 @@ pub fn refresh_pool(options: &PgConnectOptions, connections: u32) -> PgPool {
 }
 
 fn lazy_pool(options: PgConnectOptions, max_connections: u32) -> PgPool {
-    let options = options.application_name("auth").log_statements(tracing::log::LevelFilter::Trace);
+    let timeouts = [("statement_timeout", STATEMENT_TIMEOUT), ("lock_timeout", LOCK_TIMEOUT)];
+    let options = options.options(timeouts).application_name("auth").log_statements(tracing::log::LevelFilter::Trace);
     PgPoolOptions::new()
         .max_connections(max_connections)
         .acquire_timeout(ACQUIRE_TIMEOUT)

@@ -1,12 +1,13 @@
 //! `refresh_tokens`: rotation, and why a token was refused.
 //!
-//! [`rotate`] decides in one statement and takes many requests at once; [`explain`] only reads, afterwards, what a
+//! [`Rotation`] is decided in one statement, many at once; [`explain`] only reads, afterwards, what a
 //! refused token was: everything it reports (used, revoked, expired, ended) can never become untrue again.
 
 use chrono::{DateTime, Utc};
 use ipnet::IpNet;
 use sqlx::{PgConnection, PgExecutor};
 
+use super::queue::{Batched, column};
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::role::Role;
 use crate::domain::session::{Device, EndReason};
@@ -33,16 +34,33 @@ pub struct Rotated {
     pub role: Role,
 }
 
+impl Batched for Rotation {
+    /// `None` where the token was refused.
+    type Answer = Option<Rotated>;
+
+    /// A token that several calls bring goes in once, for the first of them; the others find it used, exactly as if
+    /// they had come a moment later. Rows are locked in the order of their `jti`, by every batch of every replica.
+    async fn decide(connection: &mut PgConnection, calls: &[&Self]) -> sqlx::Result<Vec<Self::Answer>> {
+        let token = |&index: &usize| (calls[index].presented.jti.as_str(), calls[index].presented.hash.as_str());
+        let mut firsts: Vec<usize> = (0..calls.len()).collect();
+        // Stable: who brought a token first stays first.
+        firsts.sort_by(|a, b| token(a).cmp(&token(b)));
+        firsts.dedup_by(|a, b| token(a) == token(b));
+        let rotations: Vec<&Self> = firsts.iter().map(|&index| calls[index]).collect();
+        let mut answers = vec![None; calls.len()];
+        for (index, answer) in firsts.into_iter().zip(rotate(connection, &rotations).await?) {
+            answers[index] = answer;
+        }
+        Ok(answers)
+    }
+}
+
 /// Exchanges tokens that are unused, unexpired, their user's own and of a living session for their successors, all in
 /// one statement and one commit. The answer has an entry for each rotation, `None` where the token was refused.
 ///
-/// The rotations must be sorted by `jti` and hold none twice: rows are locked in that order, by every batch of every
-/// replica. A row locked by somebody else is waited for and then looked at anew, so of two that present one token
-/// exactly one succeeds.
-pub async fn rotate(executor: impl PgExecutor<'_>, rotations: &[&Rotation]) -> sqlx::Result<Vec<Option<Rotated>>> {
-    fn column<'a, T>(rotations: &[&'a Rotation], value: impl Fn(&'a Rotation) -> T) -> Vec<T> {
-        rotations.iter().copied().map(value).collect()
-    }
+/// The rotations are sorted by `jti` and hold none twice. A row locked by somebody else is waited for and then looked at
+/// anew, so of two that present one token exactly one succeeds.
+async fn rotate(connection: &mut PgConnection, rotations: &[&Rotation]) -> sqlx::Result<Vec<Option<Rotated>>> {
     let rows = sqlx::query!(
         r#"
         WITH presented AS (
@@ -91,7 +109,7 @@ pub async fn rotate(executor: impl PgExecutor<'_>, rotations: &[&Rotation]) -> s
         &column(rotations, |rotation| IpNet::from(rotation.device.ip)),
         &column(rotations, |rotation| rotation.now.naive_utc()),
     )
-    .fetch_all(executor)
+    .fetch_all(connection)
     .await?;
     let mut answers = vec![None; rotations.len()];
     for row in rows {
@@ -135,7 +153,7 @@ pub struct Successor {
     pub expires_at: DateTime<Utc>,
 }
 
-/// Says why [`rotate`] refused a token.
+/// Says why a [`Rotation`] was refused.
 pub async fn explain(
     executor: impl PgExecutor<'_>,
     presented: &RefreshClaims,

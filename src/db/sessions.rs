@@ -9,19 +9,24 @@ use ipnet::IpNet;
 use sqlx::{PgConnection, PgExecutor};
 use std::net::IpAddr;
 
+use super::queue::{Batched, column};
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::password::PasswordHash;
 use crate::domain::session::{Device, EndReason};
 use crate::domain::tokens::{Jti, TokenHash};
 
-/// A session about to be opened, with its first refresh token.
+/// A session about to be opened, with its first refresh token, for a user whose password was just verified.
 #[derive(Debug)]
-pub struct NewSession<'a> {
+pub struct NewSession {
     pub id: SessionId,
     pub user_id: UserId,
-    pub device: &'a Device,
-    pub jti: &'a Jti,
-    pub token_hash: &'a TokenHash,
+    /// What the password was verified against.
+    pub verified: PasswordHash,
+    /// What is to be stored in its stead.
+    pub replacement: Option<PasswordHash>,
+    pub device: Device,
+    pub jti: Jti,
+    pub token_hash: TokenHash,
     pub expires_at: DateTime<Utc>,
     pub now: DateTime<Utc>,
 }
@@ -46,49 +51,61 @@ pub enum Which {
     All,
 }
 
-/// Opens a session for a user whose password was just verified against `verified`, and stores `replacement` in its
-/// stead where there is one. Returns false if the account has another hash by now: somebody changed the password or
-/// refreshed the hash in between, and the attempt has to start over.
-///
-/// The row of the user is locked against that until the commit, so that a password change that ends the user's
-/// sessions finds this one too.
-pub async fn open(
-    executor: impl PgExecutor<'_>,
-    session: &NewSession<'_>,
-    verified: &PasswordHash,
-    replacement: Option<&PasswordHash>,
-) -> sqlx::Result<bool> {
-    let done = sqlx::query!(
-        r"
-        WITH rehashed AS (
-            UPDATE users SET password_hash = $3, updated_at = $5
-            WHERE $3::text IS NOT NULL AND id = $1 AND password_hash = $2
-            RETURNING id
-        ), unchanged AS (
-            SELECT id FROM users WHERE $3::text IS NULL AND id = $1 AND password_hash = $2 FOR SHARE
-        ), owner AS (
-            SELECT id FROM rehashed UNION ALL SELECT id FROM unchanged
-        ), session AS (
-            INSERT INTO sessions (id, user_id, created_at, last_seen_at, user_agent, ip)
-            SELECT $4, id, $5, $5, $6, $7 FROM owner
+impl Batched for NewSession {
+    /// False if the account has another hash by now: somebody changed the password or refreshed the hash in between,
+    /// and the attempt has to start over.
+    type Answer = bool;
+
+    /// The row of the user is locked against such a change until the commit, so that a password change that ends the
+    /// user's sessions finds this one too. Users are locked in the order of their ids.
+    async fn decide(connection: &mut PgConnection, calls: &[&Self]) -> sqlx::Result<Vec<bool>> {
+        let mut sessions = calls.to_vec();
+        sessions.sort_by_key(|session| session.user_id.0);
+        let opened = sqlx::query_scalar!(
+            r#"
+            WITH asked AS (
+                SELECT * FROM unnest(
+                    $1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::inet[], $7::text[], $8::text[],
+                    $9::timestamp[], $10::timestamp[]
+                ) AS asked (
+                    id, user_id, verified, replacement, user_agent, ip, jti, token_hash, expires_at, now
+                )
+            ), rehashed AS (
+                UPDATE users SET password_hash = asked.replacement, updated_at = asked.now
+                FROM asked
+                WHERE asked.replacement IS NOT NULL
+                  AND users.id = asked.user_id AND users.password_hash = asked.verified
+                RETURNING asked.id
+            ), unchanged AS (
+                SELECT asked.id
+                FROM asked JOIN users ON users.id = asked.user_id AND users.password_hash = asked.verified
+                WHERE asked.replacement IS NULL
+                ORDER BY users.id FOR SHARE OF users
+            ), admitted AS (
+                SELECT asked.* FROM asked WHERE id IN (SELECT id FROM rehashed UNION ALL SELECT id FROM unchanged)
+            ), opened AS (
+                INSERT INTO sessions (id, user_id, created_at, last_seen_at, user_agent, ip)
+                SELECT id, user_id, now, now, user_agent, ip FROM admitted
+            )
+            INSERT INTO refresh_tokens (user_id, jti, token_hash, expires_at, revoked, created_at, session_id)
+            SELECT user_id, jti, token_hash, expires_at, false, now, id FROM admitted
+            RETURNING session_id AS "id!: SessionId"
+            "#,
+            &column(&sessions, |session| session.id.0),
+            &column(&sessions, |session| session.user_id.0),
+            column(&sessions, |session| session.verified.as_str()) as _,
+            column(&sessions, |session| session.replacement.as_ref().map(PasswordHash::as_str)) as _,
+            column(&sessions, |session| session.device.user_agent.as_deref()) as _,
+            &column(&sessions, |session| IpNet::from(session.device.ip)),
+            column(&sessions, |session| session.jti.as_str()) as _,
+            column(&sessions, |session| session.token_hash.as_str()) as _,
+            &column(&sessions, |session| session.expires_at.naive_utc()),
+            &column(&sessions, |session| session.now.naive_utc()),
         )
-        INSERT INTO refresh_tokens (user_id, jti, token_hash, expires_at, revoked, created_at, session_id)
-        SELECT id, $8, $9, $10, false, $5, $4 FROM owner
-        ",
-        session.user_id as _,
-        verified as _,
-        replacement.map(PasswordHash::as_str),
-        session.id as _,
-        session.now.naive_utc(),
-        session.device.user_agent,
-        IpNet::from(session.device.ip),
-        session.jti as _,
-        session.token_hash as _,
-        session.expires_at.naive_utc(),
-    )
-    .execute(executor)
-    .await?;
-    Ok(done.rows_affected() > 0)
+        .fetch_all(connection)
+        .await?;
+        Ok(calls.iter().map(|session| opened.contains(&session.id)).collect())
+    }
 }
 
 /// A user's sessions, latest first: those that can still refresh, and on request those that ended.

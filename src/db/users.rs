@@ -1,8 +1,9 @@
 //! `users`.
 
-use chrono::{DateTime, NaiveDateTime, Utc};
-use sqlx::{PgExecutor, PgPool};
+use chrono::{DateTime, Utc};
+use sqlx::{PgConnection, PgExecutor, PgPool};
 
+use super::queue::{Batched, column};
 use super::throttle;
 use crate::domain::email::Email;
 use crate::domain::ids::{SessionId, UserId};
@@ -26,55 +27,76 @@ pub struct Account {
     pub password_hash: PasswordHash,
 }
 
-/// All that a login or a registration needs to know beforehand.
+/// Who signs in or registers, and the throttle's buckets that say whether that is allowed; one or two, or none where
+/// nothing is throttled.
 #[derive(Debug)]
 pub struct Lookup {
-    pub account: Option<Account>,
-    /// The theoretical arrival time of each bucket that was asked for.
-    pub tats: Vec<Option<DateTime<Utc>>>,
+    pub email: Email,
+    pub buckets: Vec<Bucket>,
 }
 
-/// Finds the account of an address and reads the throttle's buckets in the same round trip.
-///
-/// Case is ignored. Where an adopted database holds two spellings, the exact one is preferred, then the lower-cased
-/// one, then the oldest. (`lower()` of the server knows only what its locale knows, hence both lower-cased forms.)
-pub async fn look_up(pool: &PgPool, email: &Email, buckets: &[Bucket]) -> sqlx::Result<Lookup> {
-    let (keys, _) = throttle::columns(buckets);
-    let row = sqlx::query!(
-        r#"
-        SELECT
-            found.id AS "id?: UserId",
-            found.email AS "email?",
-            found.role AS "role?: Role",
-            found.password_hash AS "password_hash?: PasswordHash",
-            ARRAY(
-                SELECT tat FROM unnest($3::bytea[]) WITH ORDINALITY AS asked (key, position)
-                LEFT JOIN auth_throttle USING (key)
-                ORDER BY position
-            ) AS "tats!: Vec<Option<NaiveDateTime>>"
-        FROM (SELECT) AS always
-        LEFT JOIN LATERAL (
-            SELECT id, email, role, password_hash
-            FROM users
-            WHERE lower(email) IN (lower($1::text), $2::text)
-            ORDER BY email = $1::text DESC, email = $2::text DESC, id
-            LIMIT 1
-        ) AS found ON true
-        "#,
-        email.as_str(),
-        email.lowered(),
-        &keys,
-    )
-    .fetch_one(pool)
-    .await?;
-    let account = match (row.id, row.email, row.role, row.password_hash) {
-        (Some(id), Some(email), Some(role), Some(password_hash)) => {
-            Some(Account { user: User { id, email, role }, password_hash })
-        }
-        _ => None,
-    };
-    let tats = row.tats.into_iter().map(|tat| tat.map(|tat| tat.and_utc())).collect();
-    Ok(Lookup { account, tats })
+/// All that a login or a registration needs to know beforehand.
+#[derive(Debug)]
+pub struct Found {
+    pub account: Option<Account>,
+    /// The theoretical arrival time of each bucket that was asked for.
+    pub tats: [Option<DateTime<Utc>>; 2],
+}
+
+impl Batched for Lookup {
+    type Answer = Found;
+
+    /// Case is ignored. Where an adopted database holds two spellings, the exact one is preferred, then the
+    /// lower-cased one, then the oldest. (`lower()` of the server knows only what its locale knows, hence both
+    /// lower-cased forms.)
+    async fn decide(connection: &mut PgConnection, calls: &[&Self]) -> sqlx::Result<Vec<Found>> {
+        let key =
+            |index: usize| column(calls, |lookup| lookup.buckets.get(index).map(|bucket| bucket.key.0.as_slice()));
+        let rows = sqlx::query!(
+            r#"
+            SELECT
+                found.id AS "id?: UserId",
+                found.email AS "email?",
+                found.role AS "role?: Role",
+                found.password_hash AS "password_hash?: PasswordHash",
+                (SELECT tat FROM auth_throttle WHERE key = first_key) AS first_tat,
+                (SELECT tat FROM auth_throttle WHERE key = second_key) AS second_tat
+            FROM unnest($1::text[], $2::text[], $3::bytea[], $4::bytea[])
+                WITH ORDINALITY AS asked (email, lowered, first_key, second_key, position)
+            LEFT JOIN LATERAL (
+                SELECT id, email, role, password_hash
+                FROM users
+                WHERE lower(email) IN (lower(asked.email), asked.lowered)
+                ORDER BY email = asked.email DESC, email = asked.lowered DESC, id
+                LIMIT 1
+            ) AS found ON true
+            ORDER BY position
+            "#,
+            column(calls, |lookup| lookup.email.as_str()) as _,
+            column(calls, |lookup| lookup.email.lowered()) as _,
+            key(0) as _,
+            key(1) as _,
+        )
+        .fetch_all(connection)
+        .await?;
+        let found = rows.into_iter().map(|row| {
+            let account = match (row.id, row.email, row.role, row.password_hash) {
+                (Some(id), Some(email), Some(role), Some(password_hash)) => {
+                    Some(Account { user: User { id, email, role }, password_hash })
+                }
+                _ => None,
+            };
+            Found { account, tats: [row.first_tat, row.second_tat].map(|tat| tat.map(|tat| tat.and_utc())) }
+        });
+        Ok(found.collect())
+    }
+}
+
+/// The user with this address, in whatever case.
+pub async fn find(pool: &PgPool, email: Email) -> sqlx::Result<Option<User>> {
+    let lookup = Lookup { email, buckets: Vec::new() };
+    let found = Lookup::decide(&mut *pool.acquire().await?, &[&lookup]).await?;
+    Ok(found.into_iter().find_map(|found| found.account).map(|account| account.user))
 }
 
 /// The user an access token speaks for: the one whose address is its subject, as long as the token's session lives.
@@ -198,7 +220,7 @@ pub async fn set_role(
 }
 
 /// Replaces a user's password hash, whatever it was. (A login replaces one together with opening its session, see
-/// `db::sessions::open`.)
+/// `db::sessions::NewSession`.)
 pub async fn set_password_hash(
     executor: impl PgExecutor<'_>,
     id: UserId,

@@ -12,8 +12,9 @@ use super::{TokenPair, audit};
 use crate::app::App;
 use crate::config::Throttle;
 use crate::db;
+use crate::db::queue::Batched as _;
 use crate::db::sessions::{NewSession, Which};
-use crate::db::users::{Account, User};
+use crate::db::users::{Account, Lookup, User};
 use crate::domain::email::Email;
 use crate::domain::ids::SessionId;
 use crate::domain::password::{Password, PasswordHash, Verdict};
@@ -56,7 +57,7 @@ pub async fn register(
     let bucket =
         |throttle: &Throttle| Bucket { key: BucketKey::register_network(device.ip), limit: throttle.register_network };
     let buckets: Vec<Bucket> = throttle.map(bucket).collect();
-    let found = db::users::look_up(&app.db, email, &buckets).await?;
+    let found = app.lookups.call(Lookup { email: email.clone(), buckets: buckets.clone() }).await?;
     if let Err(error) = wait_for(&buckets, &found.tats, now) {
         audit("register", "throttled", None, None, device.ip);
         return Err(error);
@@ -89,12 +90,12 @@ pub async fn login(app: &App, email: &Email, password: Password, device: &Device
 async fn try_login(app: &App, email: &Email, password: &Password, device: &Device) -> Result<TokenPair, Error> {
     for _ in 0..ATTEMPTS {
         let verified = verify_password(app, "login", email, password, device).await?;
-        let pair = NewPair::issue(app, &verified.account.user, SessionId::generate());
-        let session = pair.session(&verified.account.user, device);
-        let replacement = verified.replacement.as_ref();
-        if db::sessions::open(&app.db, &session, &verified.account.password_hash, replacement).await? {
-            audit("login", "success", Some(verified.account.user.id), Some(pair.session_id), device.ip);
-            return Ok(pair.sign(app, &verified.account.user));
+        let user = verified.account.user;
+        let pair = NewPair::issue(app, &user, SessionId::generate());
+        let session = pair.session(&user, device, verified.account.password_hash, verified.replacement);
+        if app.openings.call(session).await? {
+            audit("login", "success", Some(user.id), Some(pair.session_id), device.ip);
+            return Ok(pair.sign(app, &user));
         }
     }
     // Three changes of one password during three logins: whatever that is, it is not signing in.
@@ -112,15 +113,15 @@ pub async fn change_password(
 ) -> Result<TokenPair, Error> {
     let email = Email::from_stored(bearer.user.email.clone());
     let verified = verify_password(app, "password_change", &email, current, device).await?;
-    let user = &verified.account.user;
+    let user = verified.account.user;
     if user.id != bearer.user.id {
         return Err(Error::InvalidCredentials);
     }
     let hash = app.hasher.admit().await?.hash(new).await?;
-    let pair = NewPair::issue(app, user, SessionId::generate());
+    let pair = NewPair::issue(app, &user, SessionId::generate());
+    let session = pair.session(&user, device, verified.account.password_hash, Some(hash));
     let mut transaction = app.db.begin().await?;
-    let session = pair.session(user, device);
-    if !db::sessions::open(&mut *transaction, &session, &verified.account.password_hash, Some(&hash)).await? {
+    if NewSession::decide(&mut transaction, &[&session]).await? != [true] {
         return Err(Error::InvalidCredentials);
     }
     let others = Which::AllBut(pair.session_id);
@@ -128,7 +129,7 @@ pub async fn change_password(
     db::refresh_tokens::revoke_sessionless(&mut *transaction, user.id, None).await?;
     transaction.commit().await?;
     audit("password_change", "success", Some(user.id), Some(pair.session_id), device.ip);
-    Ok(pair.sign(app, user))
+    Ok(pair.sign(app, &user))
 }
 
 /// Signs out with a refresh token. A genuine one is enough to end its own session, whatever has become of it; for more
@@ -176,7 +177,7 @@ async fn verify_password(
     let now = app.clock.now();
     let buckets: Vec<Bucket> =
         app.config.throttle.iter().flat_map(|throttle| login_buckets(throttle, email, device)).collect();
-    let found = db::users::look_up(&app.db, email, &buckets).await?;
+    let found = app.lookups.call(Lookup { email: email.clone(), buckets: buckets.clone() }).await?;
     let user_id = found.account.as_ref().map(|account| account.user.id);
     if let Err(error) = wait_for(&buckets, &found.tats, now) {
         audit(event, "throttled", user_id, None, device.ip);
@@ -235,13 +236,21 @@ impl NewPair {
         Self { session_id, token_hash: refresh.hash(), jti, refresh, expires_at, now }
     }
 
-    fn session<'a>(&'a self, user: &User, device: &'a Device) -> NewSession<'a> {
+    fn session(
+        &self,
+        user: &User,
+        device: &Device,
+        verified: PasswordHash,
+        replacement: Option<PasswordHash>,
+    ) -> NewSession {
         NewSession {
             id: self.session_id,
             user_id: user.id,
-            device,
-            jti: &self.jti,
-            token_hash: &self.token_hash,
+            verified,
+            replacement,
+            device: device.clone(),
+            jti: self.jti.clone(),
+            token_hash: self.token_hash.clone(),
             expires_at: self.expires_at,
             now: self.now,
         }

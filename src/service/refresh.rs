@@ -1,6 +1,6 @@
 //! Exchanging a refresh token (RFC 9700 §4.14.2, refresh token rotation).
 //!
-//! One statement decides whether a token is exchanged ([`crate::db::refresh_tokens::rotate`]); what remains is to say
+//! One statement decides whether a token is exchanged ([`crate::db::refresh_tokens::Rotation`]); what remains is to say
 //! why one was not. A token that was used a moment ago is its owner's own retry: the response was lost, or a second tab
 //! was faster. Depending on the configuration the retry is turned away or gets the identical successor, and the session
 //! lives either way. A token that was used longer ago has two holders, and nobody can tell which is the thief: the
@@ -15,7 +15,7 @@ use super::{TokenPair, audit};
 use crate::app::App;
 use crate::config::GraceAnswer;
 use crate::db;
-use crate::db::refresh_queue::QueueError;
+use crate::db::queue::QueueError;
 use crate::db::refresh_tokens::{Refused, Rotation, Used};
 use crate::db::sessions::Which;
 use crate::domain::ids::SessionId;
@@ -50,7 +50,7 @@ pub async fn refresh(app: &App, token: &str, device: Device) -> Result<TokenPair
         device,
         now,
     };
-    let outcome = match app.refresh_queue.rotate(rotation).await {
+    let outcome = match app.refreshes.call(rotation).await {
         Ok(Some(rotated)) => {
             let access = app.tokens.sign_access(&presented.subject, &rotated.role, session_id, now);
             Ok((TokenPair { access, refresh: successor }, "rotated"))

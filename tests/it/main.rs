@@ -17,6 +17,7 @@ mod gate;
 mod health;
 mod http;
 mod login;
+mod login_queue;
 mod logout;
 mod metrics;
 mod password;

@@ -1,0 +1,159 @@
+//! Logins that go to the database together: none depends on the company it is in.
+//!
+//! Some first logins, whose rows are locked, keep all workers busy; those that come meanwhile are in the next batch.
+
+use sqlx::{PgPool, PgTransaction};
+use tokio::task::JoinHandle;
+
+use crate::recorder::Recorder;
+use crate::support::{Answer, PASSWORD, TestApp, count, pair, together};
+
+const CHEAP: [&str; 2] = ["--password-argon2-memory-kib=64", "--password-argon2-passes=1"];
+const WORKERS: usize = 4;
+
+/// A service with connections enough, and as many customers.
+async fn with_customers(pool: PgPool, count: usize) -> TestApp {
+    let app = TestApp::with(auth::db::pool(&pool.connect_options(), 12), &CHEAP);
+    for index in 0..WORKERS {
+        app.register(&format!("first{index}@example.com"), "customer").await;
+    }
+    for index in 0..count {
+        app.register(&user(index), "customer").await;
+    }
+    app
+}
+
+fn user(index: usize) -> String {
+    format!("user{index}@example.com")
+}
+
+fn start(app: &TestApp, email: &str, password: &str) -> JoinHandle<Answer> {
+    let (app, email, password) = (app.clone(), email.to_owned(), password.to_owned());
+    tokio::spawn(async move { app.try_login(&email, &password).await })
+}
+
+struct Busy {
+    holder: PgTransaction<'static>,
+    first: Vec<JoinHandle<Answer>>,
+}
+
+/// Keeps all workers of the queue busy whose statement needs what `lock` locks.
+async fn keep_busy(app: &TestApp, lock: &'static str) -> Busy {
+    let mut holder = app.db.begin().await.unwrap();
+    sqlx::query(lock).execute(&mut *holder).await.unwrap();
+    let mut first = Vec::new();
+    for index in 0..WORKERS {
+        first.push(start(app, &format!("first{index}@example.com"), PASSWORD));
+        app.until_blocked(i64::try_from(index + 1).unwrap()).await;
+    }
+    Busy { holder, first }
+}
+
+impl Busy {
+    async fn let_go(self) {
+        self.holder.commit().await.unwrap();
+        for login in self.first {
+            pair(&login.await.unwrap());
+        }
+    }
+}
+
+const OPENINGS: &str = "SELECT FROM users WHERE email LIKE 'first%' FOR UPDATE";
+
+fn hashes(app: &TestApp) -> u64 {
+    app.app.metrics.hash_seconds.get_sample_count()
+}
+
+/// Comes back when this many more passwords were tried than `before`, and all who are told of it went on.
+async fn until_tried(app: &TestApp, before: u64, passwords: usize) {
+    let started = std::time::Instant::now();
+    while hashes(app) < before + u64::try_from(passwords).unwrap() {
+        assert!(started.elapsed().as_secs() < 30, "the passwords were not tried");
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..2 {
+        // A round trip to the database, during which every task that can goes on.
+        assert_eq!(app.get("/auth/ready").await.status, 200);
+    }
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn sessions_are_opened_together_and_each_for_its_own_user(pool: PgPool) {
+    let app = with_customers(pool, 5).await;
+    let recorder = Recorder::start();
+    let busy = keep_busy(&app, OPENINGS).await;
+    let before = hashes(&app);
+    // The first of them twice.
+    let logins: Vec<_> = [0, 0, 1, 2, 3, 4].map(|index| start(&app, &user(index), PASSWORD)).into();
+    until_tried(&app, before, 6).await;
+    // One who changes the password between its verification and the opening must sign in with the new one.
+    app.execute("UPDATE users SET password_hash = '' WHERE email = 'user3@example.com'").await;
+    busy.let_go().await;
+    let answers = together(logins.into_iter().map(|login| async { login.await.unwrap() })).await;
+    assert_eq!((answers[4].status.as_u16(), count(&answers, 200)), (401, 5));
+    for (answer, index) in answers.iter().zip([0, 0, 1, 2]).chain([(&answers[5], 4)]) {
+        let tokens = pair(answer);
+        let owner: String =
+            sqlx::query_scalar("SELECT email FROM users JOIN sessions ON user_id = users.id WHERE sessions.id = $1")
+                .bind(tokens.session())
+                .fetch_one(&app.db)
+                .await
+                .unwrap();
+        assert_eq!(owner, user(index));
+        assert_eq!(app.unrevoked(tokens.session()).await, 1);
+        pair(&app.refresh(&tokens.refresh).await);
+    }
+    let sessions: i64 = app.value("SELECT count(*) FROM sessions").await;
+    assert_eq!(usize::try_from(sessions).unwrap(), WORKERS + 5);
+    let openings = recorder.take().iter().filter(|statement| statement.contains("INSERT INTO sessions")).count();
+    // Rotations open no session here, though their statement could.
+    assert_eq!(openings, WORKERS + 1 + 5, "the first ones, one batch, and the refreshes");
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn a_poisoned_login_fails_alone(pool: PgPool) {
+    let app = with_customers(pool, 3).await;
+    app.execute("CREATE FUNCTION poison() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''poison''; END'").await;
+    app.execute(
+        "CREATE TRIGGER poison BEFORE INSERT ON sessions FOR EACH ROW WHEN (NEW.user_id = 6) EXECUTE FUNCTION poison()",
+    )
+    .await;
+    assert_eq!(app.user_id(&user(1)).await, 6);
+    let busy = keep_busy(&app, OPENINGS).await;
+    let before = hashes(&app);
+    let logins: Vec<_> = (0..3).map(|index| start(&app, &user(index), PASSWORD)).collect();
+    until_tried(&app, before, 3).await;
+    busy.let_go().await;
+    for (index, login) in logins.into_iter().enumerate() {
+        let answer = login.await.unwrap();
+        if index == 1 {
+            answer.assert_detail(503, "Service unavailable, try again later");
+        } else {
+            pair(&answer);
+        }
+    }
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn those_who_are_looked_up_together_are_told_of_nobody_else(pool: PgPool) {
+    let app = with_customers(pool, 2).await;
+    for _ in 0..20 {
+        assert_eq!(app.try_login(&user(1), "not the password").await.status, 401);
+    }
+    let recorder = Recorder::start();
+    let busy = keep_busy(&app, "LOCK TABLE auth_throttle").await;
+    let logins = [
+        start(&app, &user(0), PASSWORD),
+        start(&app, &user(1), PASSWORD),
+        start(&app, "nobody@example.com", PASSWORD),
+        start(&app, "USER0@example.com", PASSWORD),
+        start(&app, &user(0), "not the password"),
+    ];
+    assert_eq!(app.get("/auth/ready").await.status, 200);
+    busy.let_go().await;
+    let answers = together(logins.map(|login| async { login.await.unwrap() })).await;
+    let statuses: Vec<u16> = answers.iter().map(|answer| answer.status.as_u16()).collect();
+    assert_eq!(statuses, [200, 429, 401, 200, 401]);
+    let lookups = recorder.take().iter().filter(|statement| statement.contains("AS asked (email")).count();
+    assert_eq!(lookups, WORKERS + 1, "the first ones and one batch");
+}
