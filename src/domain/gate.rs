@@ -9,9 +9,9 @@
 //! The workers run at a lower scheduling priority: with every core at work, a refresh or a health check is still
 //! answered at once, and a machine that has nothing else to do works as fast as ever.
 //!
-//! On such a machine every interruption is dear. Whoever wakes up finds caches that the workers have filled, and leaves
-//! them to be filled anew; that cost a tenth of all logins. So callers who have to wait anyway are let in, and told of
-//! their outcomes, in company ([`Shared::spare`]): what they do before and after then runs in one go.
+//! While every core is at work, every interruption is dear: whoever wakes up finds caches that the workers have filled,
+//! and leaves them to be filled anew. That cost a tenth of all logins. So callers who have to wait anyway go on in
+//! company, once when they are let in and once when they are told of their outcomes: what they do then runs in one go.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -71,6 +71,7 @@ struct Shared<K> {
     state: Mutex<State<K>>,
     arrived: Condvar,
     settings: GateSettings,
+    longest_spare: Duration,
     metrics: GateMetrics,
 }
 
@@ -99,6 +100,10 @@ impl<K: Default + 'static> Gate<K> {
     /// # Errors
     /// When the system gives no thread.
     pub fn start(settings: GateSettings, metrics: GateMetrics) -> std::io::Result<Self> {
+        Self::with_spare(settings, LONGEST_SPARE, metrics)
+    }
+
+    fn with_spare(settings: GateSettings, longest_spare: Duration, metrics: GateMetrics) -> std::io::Result<Self> {
         let now = Instant::now();
         let state = State {
             queue: VecDeque::new(),
@@ -109,7 +114,8 @@ impl<K: Default + 'static> Gate<K> {
             tell: now,
             closed: false,
         };
-        let shared = Arc::new(Shared { state: Mutex::new(state), arrived: Condvar::new(), settings, metrics });
+        let (state, arrived) = (Mutex::new(state), Condvar::new());
+        let shared = Arc::new(Shared { state, arrived, settings, longest_spare, metrics });
         for index in 0..settings.concurrency {
             let shared = Arc::clone(&shared);
             std::thread::Builder::new().name(format!("password-{index}")).spawn(move || shared.work())?;
@@ -222,7 +228,7 @@ impl<K> Shared<K> {
 
     /// What a caller can wait for company: none if nobody waits for a worker, and little compared to the wait otherwise.
     fn spare(&self, state: &State<K>) -> Duration {
-        if state.queue.is_empty() { Duration::ZERO } else { (self.wait(state) / SPARE_SHARE).min(LONGEST_SPARE) }
+        if state.queue.is_empty() { Duration::ZERO } else { (self.wait(state) / SPARE_SHARE).min(self.longest_spare) }
     }
 
     fn let_in(&self, expected: Duration) -> Result<(Place<'_, K>, Instant), Busy> {
@@ -310,7 +316,7 @@ mod tests {
     fn gate(max_wait: Duration) -> Gate<()> {
         let metrics = crate::metrics::Metrics::new();
         let metrics = GateMetrics { queue_depth: metrics.hash_queue_depth, shed: metrics.hash_shed };
-        Gate::start(GateSettings { concurrency: 1, max_wait }, metrics).unwrap()
+        Gate::with_spare(GateSettings { concurrency: 1, max_wait }, LONG, metrics).unwrap()
     }
 
     /// Brings a job that begins, says so, and ends when it is told to.
@@ -355,7 +361,7 @@ mod tests {
         let before = Instant::now();
         let (_third, later) = gate.shared.let_in(LONG).unwrap();
         let (_fourth, together) = gate.shared.let_in(LONG).unwrap();
-        assert!(later >= before + LONGEST_SPARE);
+        assert!(later >= before + LONG / SPARE_SHARE);
         assert_eq!(later, together);
         drop(end);
         at_work.await;
@@ -369,13 +375,13 @@ mod tests {
         let (mut callers, mut ends) = (Vec::new(), Vec::new());
         for _ in 0..3 {
             let (end, ended) = mpsc::channel();
-            let mut caller = Box::pin(hold(gate.enter(LONG).await.unwrap(), begun.clone(), ended));
+            let mut caller = Box::pin(hold(gate.shared.let_in(LONG).unwrap().0, begun.clone(), ended));
             assert!(poll(caller.as_mut()).await.is_pending());
             callers.push(caller);
             ends.push(end);
         }
         // Somebody who takes long is still to come, so there is a long wait to spare some of.
-        let _coming = gate.enter(LONG).await.unwrap();
+        let _coming = gate.shared.let_in(LONG).unwrap();
         for (before, end) in ends.into_iter().enumerate() {
             begins.recv().unwrap();
             assert_eq!(gate.shared.lock().done.len(), before, "somebody was told alone");

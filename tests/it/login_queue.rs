@@ -2,6 +2,7 @@
 //!
 //! Some first logins, whose rows are locked, keep all workers busy; those that come meanwhile are in the next batch.
 
+use sqlx::postgres::PgPoolOptions;
 use sqlx::{PgPool, PgTransaction};
 use tokio::task::JoinHandle;
 
@@ -13,7 +14,9 @@ const WORKERS: usize = 4;
 
 /// A service with connections enough, and as many customers.
 async fn with_customers(pool: PgPool, count: usize) -> TestApp {
-    let app = TestApp::with(auth::db::pool(&pool.connect_options(), 12), &CHEAP);
+    // And without a limit on the wait for a lock, so that no machine is too slow for what follows.
+    let connections = PgPoolOptions::new().max_connections(12);
+    let app = TestApp::with(connections.connect_lazy_with((*pool.connect_options()).clone()), &CHEAP);
     for index in 0..WORKERS {
         app.register(&format!("first{index}@example.com"), "customer").await;
     }
