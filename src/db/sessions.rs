@@ -57,7 +57,8 @@ impl Batched for NewSession {
     type Answer = bool;
 
     /// The row of the user is locked against such a change until the commit, so that a password change that ends the
-    /// user's sessions finds this one too. Users are locked in the order of their ids.
+    /// user's sessions finds this one too. Users are locked in the order of their ids, though those whose hash is
+    /// replaced apart from the others.
     async fn decide(connection: &mut PgConnection, calls: &[&Self]) -> sqlx::Result<Vec<bool>> {
         let mut sessions = calls.to_vec();
         sessions.sort_by_key(|session| session.user_id.0);

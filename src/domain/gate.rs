@@ -239,7 +239,7 @@ impl<K> Shared<K> {
         }
         // The first one says when, the others go along.
         let now = Instant::now();
-        if state.go_on <= now {
+        if state.queue.is_empty() || state.go_on <= now {
             state.go_on = now + self.spare(&state);
         }
         state.backlog += expected;
@@ -366,6 +366,9 @@ mod tests {
         drop(end);
         at_work.await;
         second.await.unwrap();
+        // The others are still waiting for company, but now there is a worker to be had.
+        let (_fifth, at_once) = gate.shared.let_in(LONG).unwrap();
+        assert!(at_once <= Instant::now());
     }
 
     #[tokio::test]

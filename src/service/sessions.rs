@@ -1,9 +1,9 @@
 //! A user's sessions: seeing them and ending them.
 
-use super::users::Bearer;
 use chrono::{DateTime, Utc};
 use sqlx::PgPool;
 
+use super::users::Bearer;
 use super::{audit, audit_admin};
 use crate::app::App;
 use crate::db;
