@@ -1,4 +1,4 @@
-//! What handlers and commands are given: connections, clock, keys, the password gate, the settings.
+//! What handlers and commands are given: connections, clock, keys, password hasher, settings.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use crate::db::queue::Queue;
 use crate::db::refresh_tokens::Rotation;
 use crate::db::sessions::NewSession;
 use crate::db::users::Lookup;
-use crate::domain::gate::GateMetrics;
-use crate::domain::hasher::{Hasher, HasherMetrics};
 use crate::domain::tokens::TokenKeys;
 use crate::metrics::Metrics;
+use crate::passwords::hasher::{Hasher, HasherMetrics};
+use crate::passwords::pool::PoolMetrics;
 
 /// The running service, without its sockets. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -67,7 +67,7 @@ impl App {
         let hasher = Hasher::start(
             config.hasher,
             HasherMetrics {
-                gate: GateMetrics { queue_depth: metrics.hash_queue_depth.clone(), shed: metrics.hash_shed.clone() },
+                pool: PoolMetrics { queue_depth: metrics.hash_queue_depth.clone(), shed: metrics.hash_shed.clone() },
                 seconds: metrics.hash_seconds.clone(),
                 capacity_per_second: metrics.login_capacity.clone(),
             },

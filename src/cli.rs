@@ -256,7 +256,7 @@ async fn serve(config: Config, no_migrate: bool) -> Result<(), CliError> {
         .map_err(|error| CliError::Failed(format!("cannot listen on {}: {error}", config.listen_addr)))?;
     let app = App::new(config, Clock::system())?;
     // Before the first request, so that no refusal is told apart by its time.
-    cleanup::look_for_legacy_hashes(&app).await;
+    cleanup::look_for_bcrypt_hashes(&app).await;
     tokio::spawn(cleanup::run(app.clone()));
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),

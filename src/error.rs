@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::domain::gate::Busy;
 use crate::domain::session::EndReason;
 use crate::domain::tokens::TokenError;
+use crate::passwords::pool::Overloaded;
 
 /// Why a service did not do what it was asked to.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -54,8 +54,8 @@ impl From<sqlx::Error> for Error {
     }
 }
 
-impl From<Busy> for Error {
-    fn from(busy: Busy) -> Self {
-        Self::Busy(busy.retry_after)
+impl From<Overloaded> for Error {
+    fn from(overloaded: Overloaded) -> Self {
+        Self::Busy(overloaded.retry_after)
     }
 }

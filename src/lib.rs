@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! main -> cli -> config, app, http, service, db, telemetry
-//! http -> service, app, domain, error        service -> app, db, domain, error
-//! app  -> config, clock, domain, db, metrics db      -> domain
-//! config, clock, domain, error, metrics, telemetry -> nothing above them
+//! http -> service, app, domain, error        service -> app, db, passwords, domain, error
+//! app  -> config, clock, domain, db, passwords, metrics
+//! config -> passwords, domain                db, passwords -> domain
+//! clock, domain, error, metrics, telemetry -> nothing above them
 //! ```
 //!
 //! - [`http`] alone knows axum, [`db`] alone knows SQL, [`domain`] alone knows cryptography, [`config`] alone reads the
@@ -21,5 +22,6 @@ pub mod domain;
 pub mod error;
 pub mod http;
 pub mod metrics;
+pub mod passwords;
 pub mod service;
 pub mod telemetry;

@@ -21,11 +21,11 @@ use chrono::TimeDelta;
 use secrecy::SecretString;
 use sqlx::postgres::PgConnectOptions;
 
-use crate::domain::hasher::HasherSettings;
 use crate::domain::network::TrustedProxies;
 use crate::domain::role::Role;
 use crate::domain::throttle::Limit;
 use crate::domain::tokens::{Lifetimes, TokenAlgorithm};
+use crate::passwords::hasher::HasherSettings;
 
 /// How a log line looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,8 +146,8 @@ impl fmt::Display for Config {
         writeln!(f, "REFRESH_CONNECTIONS={}", self.refresh_connections)?;
         writeln!(f, "PASSWORD_ARGON2_MEMORY_KIB={}", self.hasher.cost.m_kib)?;
         writeln!(f, "PASSWORD_ARGON2_PASSES={}", self.hasher.cost.t)?;
-        writeln!(f, "PASSWORD_HASH_CONCURRENCY={}", self.hasher.gate.concurrency)?;
-        writeln!(f, "PASSWORD_HASH_MAX_WAIT_MS={}", self.hasher.gate.max_wait.as_millis())?;
+        writeln!(f, "PASSWORD_HASH_CONCURRENCY={}", self.hasher.pool.concurrency)?;
+        writeln!(f, "PASSWORD_HASH_MAX_WAIT_MS={}", self.hasher.pool.max_wait.as_millis())?;
         writeln!(f, "PASSWORD_REHASH={}", on_off(self.hasher.rehash))?;
         writeln!(f, "THROTTLE={}", on_off(self.throttle.is_some()))?;
         writeln!(f, "REGISTER_OPEN_ROLES={}", joined(self.register_open_roles.iter().map(Role::as_str)))?;

@@ -13,13 +13,13 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::problems::{Problems, set};
 use super::{Config, ConfigError, CorsOrigins, Database, GraceAnswer, LogFormat, Throttle, UsersListAccess};
-use crate::domain::gate::GateSettings;
-use crate::domain::hasher::HasherSettings;
 use crate::domain::network::TrustedProxies;
 use crate::domain::password::Argon2Cost;
 use crate::domain::role::Role;
 use crate::domain::throttle::Limit;
 use crate::domain::tokens::{Lifetimes, TokenAlgorithm};
+use crate::passwords::hasher::HasherSettings;
+use crate::passwords::pool::PoolSettings;
 
 /// Where to listen, unless it is said.
 pub const DEFAULT_LISTEN_ADDR: &str = "0.0.0.0:8000";
@@ -243,7 +243,7 @@ impl PasswordSettings {
         let max_wait_ms =
             problems.number("PASSWORD_HASH_MAX_WAIT_MS", self.password_hash_max_wait_ms.as_ref(), 2000, 1..=60_000);
         HasherSettings {
-            gate: GateSettings { concurrency, max_wait: Duration::from_millis(max_wait_ms) },
+            pool: PoolSettings { concurrency, max_wait: Duration::from_millis(max_wait_ms) },
             cost: Argon2Cost { m_kib, t },
             rehash: problems.word("PASSWORD_REHASH", self.password_rehash.as_ref(), true, &ON_OFF),
         }

@@ -1,8 +1,6 @@
 //! Types that are valid by construction, and all cryptography. Nothing here knows HTTP, SQL or the system clock.
 
 pub mod email;
-pub mod gate;
-pub mod hasher;
 mod idna;
 pub mod ids;
 pub mod network;

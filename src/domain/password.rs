@@ -1,8 +1,8 @@
 //! Passwords, their hashes, and the schemes that turn one into the other.
 //!
 //! New hashes are argon2id. bcrypt hashes and argon2 hashes of other parameters verify; anything else in the table is
-//! no hash at all, and no password fits it. Hashing costs tens of milliseconds: only the worker threads of
-//! [`super::hasher`] call it.
+//! no hash at all, and no password fits it. Hashing costs tens of milliseconds: the service does it on the worker threads
+//! of `passwords` only.
 
 use argon2::password_hash::phc::{Output, PasswordHash as PhcHash, Salt};
 use argon2::{Algorithm, Argon2, Block, Params, Version};
@@ -207,6 +207,11 @@ pub fn hash(password: &Password, cost: Argon2Cost, memory: &mut Memory) -> Passw
     let salt = Salt::new(&salt).expect("BUG: 16 bytes are a salt");
     let output = Output::new(&out).expect("BUG: 32 bytes are an output");
     PasswordHash(format!("$argon2id$v=19$m={},t={},p=1${salt}${output}", cost.m_kib, cost.t))
+}
+
+/// Computes a bcrypt hash of nothing, for the time it takes.
+pub fn compute_bcrypt(cost: u32) {
+    let _ = bcrypt::hash_with_salt("", cost, [0; 16]);
 }
 
 /// Tries a password against a stored hash.

@@ -2,7 +2,7 @@
 //!
 //! What a refused login tells an outsider: nothing. An unknown address and a wrong password cost one real hash each and
 //! say the same sentence; while accounts with bcrypt hashes are left, every refusal is held back until one of theirs
-//! would have come ([`crate::domain::hasher::Hasher::hold_back`]). A throttled attempt is answered before any hash, for
+//! would have come ([`crate::passwords::hasher::Hasher::refusal_delay`]). A throttled attempt is answered before any hash, for
 //! known and unknown accounts alike.
 
 use chrono::{DateTime, Utc};
@@ -51,7 +51,7 @@ pub async fn register(
             _ => Error::RoleNotOpen,
         })?;
     }
-    let admitted = app.hasher.admit().await?;
+    let slot = app.hasher.acquire().await?;
     let now = app.clock.now();
     let throttle = app.config.throttle.iter();
     let bucket =
@@ -67,7 +67,7 @@ pub async fn register(
         audit("register", "email_taken", Some(account.user.id), None, device.ip);
         return Err(Error::EmailTaken);
     }
-    let hash = admitted.hash(password).await?;
+    let hash = slot.hash(password).await?;
     let created = db::users::insert(&app.db, email, &hash, role, &buckets, now).await?;
     audit("register", if created.is_some() { "success" } else { "email_taken" }, created, None, device.ip);
     created.map(|_| ()).ok_or(Error::EmailTaken)
@@ -117,7 +117,7 @@ pub async fn change_password(
     if user.id != bearer.user.id {
         return Err(Error::InvalidCredentials);
     }
-    let hash = app.hasher.admit().await?.hash(new).await?;
+    let hash = app.hasher.acquire().await?.hash(new).await?;
     let pair = NewPair::issue(app, &user, SessionId::generate());
     let session = pair.session(&user, device, verified.account.password_hash, Some(hash));
     let mut transaction = app.db.begin().await?;
@@ -173,7 +173,7 @@ async fn verify_password(
     password: &Password,
     device: &Device,
 ) -> Result<Verified, Error> {
-    let admitted = app.hasher.admit().await?;
+    let slot = app.hasher.acquire().await?;
     let now = app.clock.now();
     let buckets: Vec<Bucket> =
         app.config.throttle.iter().flat_map(|throttle| login_buckets(throttle, email, device)).collect();
@@ -184,7 +184,7 @@ async fn verify_password(
         return Err(error);
     }
     let stored = found.account.as_ref().map(|account| account.password_hash.clone());
-    let checked = admitted.verify(password.clone(), stored).await?;
+    let checked = slot.verify(password.clone(), stored).await?;
     if let (Verdict::Match { .. }, Some(account)) = (checked.verdict, found.account) {
         return Ok(Verified { account, replacement: checked.replacement });
     }
@@ -194,8 +194,8 @@ async fn verify_password(
             "the stored password hash is unusable; the user cannot sign in"
         );
     }
-    let held_back = tokio::time::sleep(app.hasher.hold_back(&checked));
-    let (counted, ()) = tokio::join!(db::throttle::count(&app.db, &buckets, now), held_back);
+    let delay = tokio::time::sleep(app.hasher.refusal_delay(&checked));
+    let (counted, ()) = tokio::join!(db::throttle::count(&app.db, &buckets, now), delay);
     counted?;
     audit(event, "invalid", user_id, None, device.ip);
     Err(Error::InvalidCredentials)

@@ -83,12 +83,12 @@ async fn delete_all(
     }
 }
 
-/// Cleans up for ever, at jittered intervals, so that replicas do not wake at once. Tells the password gate, too, which
-/// bcrypt hashes are left; that also where cleaning up is turned off.
+/// Cleans up for ever, at jittered intervals, so that replicas do not wake at once. Also looks which bcrypt hashes are
+/// left, even where cleaning up is turned off.
 pub async fn run(app: App) {
     loop {
         tokio::time::sleep(jittered(app.config.cleanup_interval.unwrap_or(LOOK_INTERVAL))).await;
-        look_for_legacy_hashes(&app).await;
+        look_for_bcrypt_hashes(&app).await;
         if app.config.cleanup_interval.is_none() {
             continue;
         }
@@ -105,10 +105,10 @@ pub async fn run(app: App) {
     }
 }
 
-/// Tells the password gate how dear the bcrypt hashes are that the Python service has left, if any.
-pub async fn look_for_legacy_hashes(app: &App) {
+/// Tells the hasher the cost of the bcrypt hashes that the Python service has left, if any.
+pub async fn look_for_bcrypt_hashes(app: &App) {
     match db::users::highest_bcrypt_cost(&app.db).await {
-        Ok(cost) => app.hasher.set_legacy_cost(cost.and_then(|digits| digits.parse().ok())).await,
+        Ok(cost) => app.hasher.set_bcrypt_cost(cost.and_then(|digits| digits.parse().ok())).await,
         Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "could not look for bcrypt hashes"),
     }
 }

@@ -1,4 +1,4 @@
-//! The gate before password hashing: beyond what can be hashed in time it refuses at once, and nothing else waits for it.
+//! The pool of password workers: what cannot be hashed in time is refused at once, and nothing else waits for hashing.
 
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ fn depth(app: &TestApp) -> i64 {
     app.app.metrics.hash_queue_depth.get()
 }
 
-/// Starts logins of nobody, which cost a hash each, and comes back when all are at the gate.
+/// Starts logins of an unknown account, which cost a hash each, and returns when all are admitted.
 async fn crowd(app: &TestApp, size: i64) -> Vec<JoinHandle<Answer>> {
     let before = depth(app);
     let logins = (0..size)
@@ -35,7 +35,7 @@ async fn crowd(app: &TestApp, size: i64) -> Vec<JoinHandle<Answer>> {
         .collect();
     let started = Instant::now();
     while depth(app) < before + size {
-        assert!(started.elapsed() < Duration::from_secs(30), "not all came to the gate");
+        assert!(started.elapsed() < Duration::from_secs(30), "not all were admitted");
         tokio::task::yield_now().await;
     }
     logins
@@ -48,7 +48,7 @@ fn assert_shed(answer: &Answer) {
 }
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
-async fn who_would_wait_too_long_is_told_so_at_once(pool: PgPool) {
+async fn a_caller_that_would_wait_too_long_is_refused_at_once(pool: PgPool) {
     // An unmeasured hash is taken for 25 ms: the fifth would wait more than 90.
     let app = slow(pool, &["--password-hash-max-wait-ms=90"]).await;
     let logins = crowd(&app, 4).await;
@@ -57,10 +57,10 @@ async fn who_would_wait_too_long_is_told_so_at_once(pool: PgPool) {
     let started = Instant::now();
     assert_shed(&app.try_login("cust@example.com", PASSWORD).await);
     assert_shed(&app.post("/auth/register", json!({"email": "new@example.com", "password": PASSWORD})).await);
-    assert!(depth(&app) > 0, "the gate was not full any more, after {:?}", started.elapsed());
+    assert!(depth(&app) > 0, "the queue was not full any more, after {:?}", started.elapsed());
     assert_eq!(app.app.metrics.hash_shed.get(), shed + 2);
     assert_eq!(app.rows().await, before);
-    // The estimate was far too low: who waited much longer than promised is dropped, too.
+    // The estimate was far too low. Jobs that waited much longer than promised are dropped, too.
     let answers = together(logins.into_iter().map(|login| async { login.await.unwrap() })).await;
     assert_eq!((count(&answers, 401), count(&answers, 503)), (1, 3));
     for answer in answers.iter().filter(|answer| answer.status == 503) {
@@ -90,24 +90,24 @@ async fn a_crowd_is_answered_or_shed_and_never_hangs(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
-async fn who_goes_away_leaves_the_queue(pool: PgPool) {
+async fn a_caller_that_goes_away_leaves_the_queue(pool: PgPool) {
     let app = slow(pool, &["--password-hash-max-wait-ms=60000"]).await;
     let mut logins = crowd(&app, 8).await;
     for gone in logins.drain(..) {
         gone.abort();
         assert!(gone.await.unwrap_err().is_cancelled());
     }
-    // What the worker has begun it finishes; nothing else is left.
+    // The worker finishes the job it has begun; nothing else is left.
     assert!(depth(&app) <= 1, "{}", depth(&app));
     let login = crowd(&app, 1).await.remove(0).await.unwrap();
     assert_eq!(login.status, 401);
     assert_eq!(depth(&app), 0);
-    assert!(app.app.metrics.hash_seconds.get_sample_count() <= 2, "hashes were computed for nobody");
+    assert!(app.app.metrics.hash_seconds.get_sample_count() <= 2, "hashes were computed for callers that had gone");
     assert_eq!(app.value::<i64>("SELECT count(*) FROM auth_throttle").await, 3, "one registration, one failed login");
 }
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
-async fn everything_else_is_answered_while_the_gate_is_full(pool: PgPool) {
+async fn everything_else_is_answered_while_the_queue_is_full(pool: PgPool) {
     let app = slow(pool, &["--password-hash-max-wait-ms=60000"]).await;
     let quick = TestApp::with_clock(app.db.clone(), &["--password-rehash=off"], app.clock.clone());
     let tokens = quick.login("cust@example.com").await;

@@ -1,0 +1,409 @@
+//! A pool of worker threads with a bounded queue, for work that takes a core for many milliseconds.
+//!
+//! Admission: the queue is bounded by the expected wait, which is the expected cost of every admitted job divided by the
+//! number of workers. A caller that would wait too long is refused at once, with the time after which to try again. A
+//! caller counts from its admission until its job is done or it goes away.
+//!
+//! The workers run at a lower scheduling priority, so that requests that need no hash are still answered at once while
+//! every core is busy.
+//!
+//! Callers are released in groups. While all cores are busy, each wake-up evicts the caches of a worker; waking callers
+//! one by one cost a tenth of all logins. Callers that have to wait anyway are therefore woken together, once after
+//! their admission and once when their jobs are done.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use prometheus::{IntCounter, IntGauge};
+use tokio::sync::oneshot;
+
+/// The size of a pool.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolSettings {
+    /// Worker threads.
+    pub concurrency: usize,
+    /// Callers that would wait longer are refused.
+    pub max_wait: Duration,
+}
+
+/// Metrics of a pool.
+#[derive(Clone, Debug)]
+pub struct PoolMetrics {
+    pub queue_depth: IntGauge,
+    pub shed: IntCounter,
+}
+
+/// The queue is full; it will have drained after `retry_after`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overloaded {
+    pub retry_after: Duration,
+}
+
+/// Does the work in the scratch space of its worker, and returns what hands the outcome to the caller.
+type Work<S> = Box<dyn FnOnce(&mut S) -> Notify + Send>;
+type Notify = Box<dyn FnOnce() + Send>;
+
+struct Job<S> {
+    ticket: u64,
+    /// Dropped without being run, it tells the caller that the job waited too long.
+    work: Work<S>,
+    expected: Duration,
+    deadline: Instant,
+}
+
+struct State<S> {
+    queue: VecDeque<Job<S>>,
+    next_ticket: u64,
+    /// Sum of the expected costs of all admitted jobs: not yet enqueued, in the queue, and on the workers.
+    backlog: Duration,
+    /// When the group of callers admitted last is released.
+    release_at: Instant,
+    /// Finished jobs whose callers are notified together, at `notify_at`.
+    done: Vec<Notify>,
+    notify_at: Instant,
+    closed: bool,
+}
+
+struct Shared<S> {
+    state: Mutex<State<S>>,
+    enqueued: Condvar,
+    settings: PoolSettings,
+    max_group_delay: Duration,
+    metrics: PoolMetrics,
+}
+
+/// A handle on the pool. Each worker has a scratch space `S` of its own. Dropping the handle ends the workers after
+/// their current jobs.
+pub struct WorkerPool<S> {
+    shared: Arc<Shared<S>>,
+}
+
+impl<S> std::fmt::Debug for WorkerPool<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WorkerPool").field("settings", &self.shared.settings).finish_non_exhaustive()
+    }
+}
+
+/// Niceness of the workers: about a tenth of a normal thread's share when both want the same core.
+const NICENESS: i32 = 10;
+
+/// How long a caller waits for a group at most, and as a share of its wait for a worker.
+const MAX_GROUP_DELAY: Duration = Duration::from_millis(100);
+const GROUP_DELAY_SHARE: u32 = 8;
+
+impl<S: Default + 'static> WorkerPool<S> {
+    /// Starts the workers.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start(settings: PoolSettings, metrics: PoolMetrics) -> std::io::Result<Self> {
+        Self::with_group_delay(settings, MAX_GROUP_DELAY, metrics)
+    }
+
+    fn with_group_delay(
+        settings: PoolSettings,
+        max_group_delay: Duration,
+        metrics: PoolMetrics,
+    ) -> std::io::Result<Self> {
+        let now = Instant::now();
+        let state = State {
+            queue: VecDeque::new(),
+            next_ticket: 0,
+            backlog: Duration::ZERO,
+            release_at: now,
+            done: Vec::new(),
+            notify_at: now,
+            closed: false,
+        };
+        let (state, enqueued) = (Mutex::new(state), Condvar::new());
+        let shared = Arc::new(Shared { state, enqueued, settings, max_group_delay, metrics });
+        for index in 0..settings.concurrency {
+            let shared = Arc::clone(&shared);
+            std::thread::Builder::new().name(format!("password-{index}")).spawn(move || shared.work())?;
+        }
+        Ok(Self { shared })
+    }
+}
+
+impl<S> WorkerPool<S> {
+    /// Admits a caller whose job will take a worker about as long as `expected`, or refuses it, before anything is spent
+    /// on it, when the wait is too long.
+    pub async fn acquire(&self, expected: Duration) -> Result<Slot<'_, S>, Overloaded> {
+        let (slot, release_at) = self.shared.admit(expected)?;
+        // A timer would round up to the next millisecond.
+        if release_at > Instant::now() {
+            tokio::time::sleep_until(release_at.into()).await;
+        }
+        Ok(slot)
+    }
+}
+
+impl<S> Drop for WorkerPool<S> {
+    fn drop(&mut self) {
+        self.shared.lock().closed = true;
+        self.shared.enqueued.notify_all();
+    }
+}
+
+/// The admission of one caller. Dropping it gives the slot up.
+pub struct Slot<'a, S> {
+    shared: &'a Shared<S>,
+    expected: Duration,
+    /// Set once the job is in the queue.
+    ticket: Option<u64>,
+}
+
+impl<S> std::fmt::Debug for Slot<'_, S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Slot").field("expected", &self.expected).finish_non_exhaustive()
+    }
+}
+
+impl<S> Slot<'_, S> {
+    /// Runs the work on a worker. By now it may be known better how long it takes: `expected`.
+    pub async fn run<T: Send + 'static>(
+        mut self,
+        expected: Duration,
+        work: impl FnOnce(&mut S) -> T + Send + 'static,
+    ) -> Result<T, Overloaded> {
+        let (sender, receiver) = oneshot::channel();
+        let work: Work<S> = Box::new(move |scratch| {
+            let outcome = work(scratch);
+            Box::new(move || {
+                // The caller may have gone away.
+                let _ = sender.send(outcome);
+            })
+        });
+        self.enqueue(expected, work);
+        receiver.await.map_err(|_| {
+            self.shared.metrics.shed.inc();
+            self.shared.overloaded(&self.shared.lock())
+        })
+    }
+
+    fn enqueue(&mut self, expected: Duration, work: Work<S>) {
+        let mut state = self.shared.lock();
+        state.backlog = state.backlog.saturating_sub(self.expected) + expected;
+        self.expected = expected;
+        let ticket = state.next_ticket;
+        state.next_ticket += 1;
+        self.ticket = Some(ticket);
+        // Estimates err. A job that waited half as long again as was promised is dropped by the worker that takes it.
+        let deadline = Instant::now() + self.shared.settings.max_wait * 3 / 2;
+        state.queue.push_back(Job { ticket, work, expected, deadline });
+        self.shared.metrics.queue_depth.inc();
+        drop(state);
+        self.shared.enqueued.notify_one();
+    }
+}
+
+impl<S> Drop for Slot<'_, S> {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        let Some(ticket) = self.ticket else {
+            state.backlog = state.backlog.saturating_sub(self.expected);
+            return;
+        };
+        // Otherwise a worker has the job, and releases it.
+        if let Ok(index) = state.queue.binary_search_by_key(&ticket, |job| job.ticket)
+            && let Some(job) = state.queue.remove(index)
+        {
+            self.shared.release(&mut state, job.expected);
+        }
+    }
+}
+
+impl<S> Shared<S> {
+    fn lock(&self) -> MutexGuard<'_, State<S>> {
+        // No code that can panic runs under the lock, so a poisoned one is still consistent.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait(&self, state: &State<S>) -> Duration {
+        state.backlog / u32::try_from(self.settings.concurrency).unwrap_or(u32::MAX)
+    }
+
+    fn overloaded(&self, state: &State<S>) -> Overloaded {
+        Overloaded { retry_after: self.wait(state).max(Duration::from_secs(1)) }
+    }
+
+    /// How long a caller waits for a group: not at all while the queue is empty, else a small share of its wait.
+    fn group_delay(&self, state: &State<S>) -> Duration {
+        if state.queue.is_empty() {
+            Duration::ZERO
+        } else {
+            (self.wait(state) / GROUP_DELAY_SHARE).min(self.max_group_delay)
+        }
+    }
+
+    fn admit(&self, expected: Duration) -> Result<(Slot<'_, S>, Instant), Overloaded> {
+        let mut state = self.lock();
+        if self.wait(&state) > self.settings.max_wait {
+            self.metrics.shed.inc();
+            return Err(self.overloaded(&state));
+        }
+        // The first caller of a group sets the time for all of it.
+        let now = Instant::now();
+        if state.queue.is_empty() || state.release_at <= now {
+            state.release_at = now + self.group_delay(&state);
+        }
+        state.backlog += expected;
+        Ok((Slot { shared: self, expected, ticket: None }, state.release_at))
+    }
+
+    /// Takes a job that was enqueued off the backlog.
+    fn release(&self, state: &mut State<S>, expected: Duration) {
+        state.backlog = state.backlog.saturating_sub(expected);
+        self.metrics.queue_depth.dec();
+    }
+
+    /// The next job, once the callers are notified whose time would pass during it. `None` when the pool is closed.
+    fn next(&self) -> Option<Job<S>> {
+        loop {
+            let mut state = self.lock();
+            if state.closed {
+                return None;
+            }
+            let job = state.queue.pop_front();
+            let due = job.as_ref().is_none_or(|job| state.notify_at < Instant::now() + job.expected);
+            if due && !state.done.is_empty() {
+                let done = std::mem::take(&mut state.done);
+                drop(state);
+                for notify in done {
+                    notify();
+                }
+            } else if job.is_none() {
+                drop(self.enqueued.wait(state).unwrap_or_else(PoisonError::into_inner));
+            }
+            if job.is_some() {
+                return job;
+            }
+        }
+    }
+
+    fn finish(&self, expected: Duration, notify: Notify) {
+        let mut state = self.lock();
+        self.release(&mut state, expected);
+        if state.done.is_empty() {
+            state.notify_at = Instant::now() + self.group_delay(&state);
+        }
+        state.done.push(notify);
+    }
+}
+
+impl<S: Default> Shared<S> {
+    fn work(&self) {
+        // Where this is not permitted, or not Linux, the workers run at normal priority.
+        let _ = rustix::process::nice(NICENESS);
+        let mut scratch = S::default();
+        while let Some(job) = self.next() {
+            if Instant::now() < job.deadline {
+                let notify = (job.work)(&mut scratch);
+                self.finish(job.expected, notify);
+            } else {
+                // Released first: the caller that is told may come back at once.
+                self.release(&mut self.lock(), job.expected);
+                drop(job.work);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::task::Poll;
+
+    use super::*;
+
+    const BRIEF: Duration = Duration::from_millis(1);
+    const LONG: Duration = Duration::from_mins(1);
+
+    fn pool(max_wait: Duration) -> WorkerPool<()> {
+        let metrics = crate::metrics::Metrics::new();
+        let metrics = PoolMetrics { queue_depth: metrics.hash_queue_depth, shed: metrics.hash_shed };
+        WorkerPool::with_group_delay(PoolSettings { concurrency: 1, max_wait }, LONG, metrics).unwrap()
+    }
+
+    /// Runs a job that says when it begins, and ends when `end` is dropped.
+    async fn hold(slot: Slot<'_, ()>, begun: mpsc::Sender<()>, end: mpsc::Receiver<()>) {
+        let work = move |(): &mut ()| {
+            begun.send(()).unwrap();
+            let _ = end.recv();
+        };
+        slot.run(BRIEF, work).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_admitted_caller_counts_until_it_goes_away() {
+        let pool = pool(LONG * 2);
+        let first = pool.acquire(LONG).await.unwrap();
+        let second = pool.acquire(LONG).await.unwrap();
+        let third = pool.acquire(LONG).await.unwrap();
+        assert_eq!(pool.acquire(LONG).await.unwrap_err(), Overloaded { retry_after: LONG * 3 });
+        assert_eq!(pool.shared.metrics.shed.get(), 1);
+        drop((first, second));
+        let fourth = pool.acquire(LONG).await.unwrap();
+        drop(third);
+        // The better estimate replaces the first one.
+        fourth.run(BRIEF, |()| ()).await.unwrap();
+        assert_eq!(pool.shared.lock().backlog, Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn callers_are_released_at_once_while_the_queue_is_empty_and_together_otherwise() {
+        let pool = pool(LONG * 9);
+        let (begun, begins) = mpsc::channel();
+        let (end, ends) = mpsc::channel();
+        let mut at_work = std::pin::pin!(hold(pool.acquire(LONG).await.unwrap(), begun, ends));
+        assert!(poll(at_work.as_mut()).await.is_pending());
+        begins.recv().unwrap();
+        // The worker is busy, but the queue is empty.
+        let (second, at_once) = pool.shared.admit(LONG).unwrap();
+        assert!(at_once <= Instant::now());
+        let mut second = std::pin::pin!(second.run(LONG, |()| ()));
+        assert!(poll(second.as_mut()).await.is_pending());
+
+        let before = Instant::now();
+        let (_third, later) = pool.shared.admit(LONG).unwrap();
+        let (_fourth, together) = pool.shared.admit(LONG).unwrap();
+        assert!(later >= before + LONG / GROUP_DELAY_SHARE);
+        assert_eq!(later, together);
+        drop(end);
+        at_work.await;
+        second.await.unwrap();
+        // The others still wait to be released, but now a worker is free.
+        let (_fifth, at_once) = pool.shared.admit(LONG).unwrap();
+        assert!(at_once <= Instant::now());
+    }
+
+    #[tokio::test]
+    async fn callers_are_notified_together_while_others_wait() {
+        let pool = pool(LONG * 9);
+        let (begun, begins) = mpsc::channel();
+        let (mut callers, mut ends) = (Vec::new(), Vec::new());
+        for _ in 0..3 {
+            let (end, ended) = mpsc::channel();
+            let mut caller = Box::pin(hold(pool.shared.admit(LONG).unwrap().0, begun.clone(), ended));
+            assert!(poll(caller.as_mut()).await.is_pending());
+            callers.push(caller);
+            ends.push(end);
+        }
+        // A long job is still to come, so the wait is long and its share is, too.
+        let _coming = pool.shared.admit(LONG).unwrap();
+        for (before, end) in ends.into_iter().enumerate() {
+            begins.recv().unwrap();
+            assert_eq!(pool.shared.lock().done.len(), before, "a caller was notified alone");
+            drop(end);
+        }
+        for caller in callers {
+            caller.await;
+        }
+        assert!(pool.shared.lock().done.is_empty());
+    }
+
+    async fn poll<F: Future>(mut future: std::pin::Pin<&mut F>) -> Poll<F::Output> {
+        std::future::poll_fn(|context| Poll::Ready(future.as_mut().poll(context))).await
+    }
+}
