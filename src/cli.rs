@@ -18,9 +18,9 @@ use crate::config::{
 use crate::db::schema::{self, SchemaError};
 use crate::domain::email::Email;
 use crate::domain::ids::{SessionId, UserId};
-use crate::domain::password::{self, Memory, Password};
+use crate::domain::password::{Memory, Password, PasswordHash};
 use crate::domain::role::Role;
-use crate::service::{cleanup, sessions, users};
+use crate::service::{cleanup, password, sessions};
 use crate::{db, http, telemetry};
 
 /// Sign-in service of a storefront: access tokens, rotating refresh tokens, sessions
@@ -386,7 +386,7 @@ async fn user(command: UserCommand) -> Result<(), CliError> {
             let pool = pool(&who.database)?;
             let user = find(&pool, &who).await?;
             let hash = hash(&password)?;
-            let ended = users::set_password(&pool, user.id, &hash, now).await?;
+            let ended = password::set_password(&pool, user.id, &hash, now).await?;
             say(&format!("password of user {} set, {ended} sessions ended", user.id))
         }
     }
@@ -424,7 +424,7 @@ async fn session(command: SessionCommand) -> Result<(), CliError> {
 }
 
 /// Reads a password and hashes it right here; a command has no queue.
-fn hash(settings: &PasswordSettings) -> Result<password::PasswordHash, CliError> {
+fn hash(settings: &PasswordSettings) -> Result<PasswordHash, CliError> {
     let cost = settings.resolve()?.cost;
     let text = if std::io::stdin().is_terminal() {
         rpassword::prompt_password("Password: ")?
@@ -434,7 +434,7 @@ fn hash(settings: &PasswordSettings) -> Result<password::PasswordHash, CliError>
         text.trim_end_matches(['\r', '\n']).to_owned()
     };
     let password = Password::choose(text).map_err(|error| CliError::Usage(error.to_string()))?;
-    Ok(password::hash(&password, cost, &mut Memory::for_cost(cost)))
+    Ok(crate::domain::password::hash(&password, cost, &mut Memory::for_cost(cost)))
 }
 
 /// Asks over plain HTTP, so that the image needs no shell and no curl.

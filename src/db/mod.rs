@@ -3,7 +3,7 @@
 //! Times are passed in, never taken from the server, and stored as `timestamp` in UTC. No function here decides
 //! anything that a statement could decide.
 
-pub mod maintenance;
+pub mod cleanup;
 pub mod queue;
 pub mod refresh_tokens;
 pub mod schema;

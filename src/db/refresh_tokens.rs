@@ -1,6 +1,6 @@
 //! `refresh_tokens`: rotation, and why a token was refused.
 //!
-//! [`Rotation`] is decided in one statement, many at once; [`explain`] only reads, afterwards, what a
+//! [`Rotation`] is decided in one statement, many at once; [`classify_refused`] only reads, afterwards, what a
 //! refused token was: everything it reports (used, revoked, expired, ended) can never become untrue again.
 
 use chrono::{DateTime, Utc};
@@ -8,9 +8,10 @@ use ipnet::IpNet;
 use sqlx::{PgConnection, PgExecutor};
 
 use super::queue::{Batched, column};
+use crate::domain::client::ClientInfo;
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::role::Role;
-use crate::domain::session::{Device, EndReason};
+use crate::domain::session::EndReason;
 use crate::domain::tokens::{Jti, RefreshClaims, TokenHash};
 
 /// A verified token, and the successor it is to be exchanged for.
@@ -23,7 +24,7 @@ pub struct Rotation {
     pub next_hash: TokenHash,
     pub next_expires_at: DateTime<Utc>,
     /// Of the client, for a session that is opened.
-    pub device: Device,
+    pub client: ClientInfo,
     pub now: DateTime<Utc>,
 }
 
@@ -105,8 +106,8 @@ async fn rotate(connection: &mut PgConnection, rotations: &[&Rotation]) -> sqlx:
         column(rotations, |rotation| rotation.next_jti.as_str()) as _,
         column(rotations, |rotation| rotation.next_hash.as_str()) as _,
         &column(rotations, |rotation| rotation.next_expires_at.naive_utc()),
-        column(rotations, |rotation| rotation.device.user_agent.as_deref()) as _,
-        &column(rotations, |rotation| IpNet::from(rotation.device.ip)),
+        column(rotations, |rotation| rotation.client.user_agent.as_deref()) as _,
+        &column(rotations, |rotation| IpNet::from(rotation.client.ip)),
         &column(rotations, |rotation| rotation.now.naive_utc()),
     )
     .fetch_all(connection)
@@ -123,7 +124,7 @@ async fn rotate(connection: &mut PgConnection, rotations: &[&Rotation]) -> sqlx:
 
 /// What a refused token is.
 #[derive(Debug)]
-pub enum Refused {
+pub enum TokenState {
     /// No such row, another hash, or not the subject's.
     Unknown,
     /// The token's session is over.
@@ -154,11 +155,11 @@ pub struct Successor {
 }
 
 /// Says why a [`Rotation`] was refused.
-pub async fn explain(
+pub async fn classify_refused(
     executor: impl PgExecutor<'_>,
     presented: &RefreshClaims,
     now: DateTime<Utc>,
-) -> sqlx::Result<Refused> {
+) -> sqlx::Result<TokenState> {
     let row = sqlx::query!(
         r#"
         SELECT
@@ -185,22 +186,22 @@ pub async fn explain(
     .fetch_one(executor)
     .await?;
     if let Some(reason) = row.end_reason.as_deref().and_then(EndReason::from_stored) {
-        return Ok(Refused::SessionEnded(reason));
+        return Ok(TokenState::SessionEnded(reason));
     }
     let (Some(user_id), Some(role), Some(expires_at)) = (row.user_id, row.role, row.expires_at) else {
-        return Ok(Refused::Unknown);
+        return Ok(TokenState::Unknown);
     };
     if expires_at.and_utc() <= now {
-        return Ok(Refused::Expired);
+        return Ok(TokenState::Expired);
     }
-    let (Some(used_at), Some(session_id)) = (row.used_at, row.session_id) else { return Ok(Refused::Revoked) };
+    let (Some(used_at), Some(session_id)) = (row.used_at, row.session_id) else { return Ok(TokenState::Revoked) };
     let successor = match (row.successor_jti, row.successor_hash, row.successor_expires_at) {
         (Some(jti), Some(token_hash), Some(expires_at)) => {
             Some(Successor { jti, token_hash, expires_at: expires_at.and_utc() })
         }
         _ => None,
     };
-    Ok(Refused::Used(Box::new(Used { used_at: used_at.and_utc(), session_id, user_id, role, successor })))
+    Ok(TokenState::Used(Box::new(Used { used_at: used_at.and_utc(), session_id, user_id, role, successor })))
 }
 
 /// The user and session a token belongs to, whatever its state.

@@ -10,9 +10,10 @@ use sqlx::{PgConnection, PgExecutor};
 use std::net::IpAddr;
 
 use super::queue::{Batched, column};
+use crate::domain::client::ClientInfo;
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::password::PasswordHash;
-use crate::domain::session::{Device, EndReason};
+use crate::domain::session::EndReason;
 use crate::domain::tokens::{Jti, TokenHash};
 
 /// A session about to be opened, with its first refresh token, for a user whose password was just verified.
@@ -24,7 +25,7 @@ pub struct NewSession {
     pub verified: PasswordHash,
     /// What is to be stored in its stead.
     pub replacement: Option<PasswordHash>,
-    pub device: Device,
+    pub client: ClientInfo,
     pub jti: Jti,
     pub token_hash: TokenHash,
     pub expires_at: DateTime<Utc>,
@@ -96,8 +97,8 @@ impl Batched for NewSession {
             &column(&sessions, |session| session.user_id.0),
             column(&sessions, |session| session.verified.as_str()) as _,
             column(&sessions, |session| session.replacement.as_ref().map(PasswordHash::as_str)) as _,
-            column(&sessions, |session| session.device.user_agent.as_deref()) as _,
-            &column(&sessions, |session| IpNet::from(session.device.ip)),
+            column(&sessions, |session| session.client.user_agent.as_deref()) as _,
+            &column(&sessions, |session| IpNet::from(session.client.ip)),
             column(&sessions, |session| session.jti.as_str()) as _,
             column(&sessions, |session| session.token_hash.as_str()) as _,
             &column(&sessions, |session| session.expires_at.naive_utc()),

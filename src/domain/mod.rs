@@ -1,5 +1,6 @@
 //! Types that are valid by construction, and all cryptography. Nothing here knows HTTP, SQL or the system clock.
 
+pub mod client;
 pub mod email;
 mod idna;
 pub mod ids;

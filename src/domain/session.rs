@@ -1,6 +1,4 @@
-//! Why a session ended, and what it is remembered by.
-
-use std::net::IpAddr;
+//! Why a session ended.
 
 /// The reason a session ended, as stored in `sessions.end_reason` and told in `X-Auth-Reason`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,23 +48,5 @@ impl EndReason {
     #[must_use]
     pub fn from_stored(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|reason| reason.as_str() == name)
-    }
-}
-
-/// What a session remembers of the client that opened it.
-#[derive(Clone, Debug)]
-pub struct Device {
-    pub user_agent: Option<String>,
-    pub ip: IpAddr,
-}
-
-impl Device {
-    /// The width of `sessions.user_agent`, in characters.
-    const USER_AGENT_CHARACTERS: usize = 255;
-
-    #[must_use]
-    pub fn new(user_agent: Option<&str>, ip: IpAddr) -> Self {
-        let user_agent = user_agent.map(|text| text.chars().take(Self::USER_AGENT_CHARACTERS).collect());
-        Self { user_agent, ip }
     }
 }

@@ -6,16 +6,17 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::error::ApiError;
-use super::extract::{BearerToken, Body, Client, FromBody, Json};
+use super::extract::{BearerToken, Body, FromBody, Json};
 use super::responses::{BodyErrors, Throttled, Unauthorized, Unavailable};
 use super::validation::{BodyError, Fields, Refusal};
 use crate::app::App;
+use crate::domain::client::ClientInfo;
 use crate::domain::email::{Email, EmailError};
 use crate::domain::password::{Password, PasswordError};
 use crate::domain::role::{Role, RoleError};
-use crate::service::TokenPair;
-use crate::service::auth::Scope;
-use crate::service::{auth, refresh, users};
+use crate::service::logout::Scope;
+use crate::service::tokens::TokenPair;
+use crate::service::{bearer, login, logout, password, refresh, register};
 
 impl From<EmailError> for Refusal {
     fn from(error: EmailError) -> Self {
@@ -171,11 +172,11 @@ impl From<TokenPair> for Tokens {
 pub(super) async fn register(
     State(app): State<App>,
     bearer: BearerToken,
-    Client(device): Client,
+    client: ClientInfo,
     Body(request): Body<RegisterRequest>,
 ) -> Result<(StatusCode, Json<Status>), ApiError> {
     let RegisterRequest { email, password, role } = request;
-    auth::register(&app, &email, password, &role, bearer.as_deref(), &device).await?;
+    register::register(&app, &email, password, &role, bearer.as_deref(), &client).await?;
     Ok((StatusCode::CREATED, Json(Status { status: "created" })))
 }
 
@@ -187,10 +188,10 @@ pub(super) async fn register(
     ))]
 pub(super) async fn login(
     State(app): State<App>,
-    Client(device): Client,
+    client: ClientInfo,
     Body(request): Body<LoginRequest>,
 ) -> Result<Json<Tokens>, ApiError> {
-    Ok(Json(auth::login(&app, &request.email, request.password, &device).await?.into()))
+    Ok(Json(login::login(&app, &request.email, request.password, &client).await?.into()))
 }
 
 /// Exchange a refresh token
@@ -201,10 +202,10 @@ pub(super) async fn login(
     ))]
 pub(super) async fn refresh(
     State(app): State<App>,
-    Client(device): Client,
+    client: ClientInfo,
     Body(request): Body<RefreshRequest>,
 ) -> Result<Json<Tokens>, ApiError> {
-    Ok(Json(refresh::refresh(&app, &request.refresh_token, device).await?.into()))
+    Ok(Json(refresh::refresh(&app, &request.refresh_token, client).await?.into()))
 }
 
 /// Sign out
@@ -215,10 +216,10 @@ pub(super) async fn refresh(
     ))]
 pub(super) async fn logout(
     State(app): State<App>,
-    Client(device): Client,
+    client: ClientInfo,
     Body(request): Body<LogoutRequest>,
 ) -> Result<Json<Status>, ApiError> {
-    auth::logout(&app, &request.refresh_token, request.scope, &device).await?;
+    logout::logout(&app, &request.refresh_token, request.scope, &client).await?;
     Ok(Json(Status { status: "ok" }))
 }
 
@@ -234,10 +235,10 @@ pub(super) async fn logout(
 pub(super) async fn password(
     State(app): State<App>,
     bearer: BearerToken,
-    Client(device): Client,
+    client: ClientInfo,
     Body(request): Body<PasswordRequest>,
 ) -> Result<Json<Tokens>, ApiError> {
-    let bearer = users::authenticate(&app, bearer.as_deref()).await?;
+    let bearer = bearer::authenticate(&app, bearer.as_deref()).await?;
     let PasswordRequest { current_password, new_password } = request;
-    Ok(Json(auth::change_password(&app, &bearer, &current_password, new_password, &device).await?.into()))
+    Ok(Json(password::change_password(&app, &bearer, &current_password, new_password, &client).await?.into()))
 }

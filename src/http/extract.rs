@@ -1,4 +1,4 @@
-//! What handlers take from a request: a validated body, the bearer's token, the client's device, parameters.
+//! What handlers take from a request: a validated body, the bearer's token, the client, parameters.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::error::ApiError;
 use super::validation::{BodyError, Fields, Place, Problem};
 use crate::app::App;
-use crate::domain::session::Device;
+use crate::domain::client::ClientInfo;
 
 /// Largest body that is read.
 const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -116,16 +116,13 @@ fn token68(credentials: &str) -> Option<String> {
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
 
-/// The client, as far as a session remembers it.
-pub(super) struct Client(pub Device);
-
-impl FromRequestParts<App> for Client {
+impl FromRequestParts<App> for ClientInfo {
     type Rejection = std::convert::Infallible;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Self::Rejection> {
         let user_agent = parts.headers.get(USER_AGENT).map(|value| String::from_utf8_lossy(value.as_bytes()));
         // PostgreSQL stores no NUL, and a header cannot hold one anyway.
-        Ok(Self(Device::new(user_agent.as_deref(), client_address(parts, app))))
+        Ok(Self::new(user_agent.as_deref(), client_address(parts, app)))
     }
 }
 

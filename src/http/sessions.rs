@@ -8,12 +8,13 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::error::ApiError;
-use super::extract::{BearerToken, Client, Json, PathSegment};
+use super::extract::{BearerToken, Json, PathSegment};
 use super::responses::{NotFound, Unauthorized, Unavailable};
 use crate::app::App;
+use crate::domain::client::ClientInfo;
 use crate::domain::ids::SessionId;
 use crate::error::Error;
-use crate::service::{sessions, users};
+use crate::service::{bearer, sessions};
 
 /// A session that can still refresh.
 #[derive(Serialize, ToSchema)]
@@ -52,7 +53,7 @@ impl Session {
     security(("bearer" = [])),
     responses((status = 200, description = "Latest first", body = Vec<Session>), Unauthorized, Unavailable))]
 pub(super) async fn list(State(app): State<App>, bearer: BearerToken) -> Result<Json<Vec<Session>>, ApiError> {
-    let bearer = users::authenticate(&app, bearer.as_deref()).await?;
+    let bearer = bearer::authenticate(&app, bearer.as_deref()).await?;
     let sessions = sessions::list(&app, &bearer).await?;
     Ok(Json(sessions.into_iter().map(|session| Session::new(session, bearer.session_id)).collect()))
 }
@@ -65,12 +66,12 @@ pub(super) async fn list(State(app): State<App>, bearer: BearerToken) -> Result<
 pub(super) async fn end(
     State(app): State<App>,
     bearer: BearerToken,
-    Client(device): Client,
+    client: ClientInfo,
     PathSegment(id): PathSegment,
 ) -> Result<StatusCode, ApiError> {
-    let bearer = users::authenticate(&app, bearer.as_deref()).await?;
+    let bearer = bearer::authenticate(&app, bearer.as_deref()).await?;
     // What is no session id is nobody's session.
     let id = Uuid::try_parse(&id).map_err(|_| Error::NotFound)?;
-    sessions::end(&app, &bearer, SessionId(id), &device).await?;
+    sessions::end(&app, &bearer, SessionId(id), &client).await?;
     Ok(StatusCode::NO_CONTENT)
 }

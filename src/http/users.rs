@@ -7,15 +7,16 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::error::ApiError;
-use super::extract::{BearerToken, Body, Client, FromBody, Json, PathSegment, Query, whole_number};
+use super::extract::{BearerToken, Body, FromBody, Json, PathSegment, Query, whole_number};
 use super::responses::{BodyErrors, Forbidden, NotFound, ParameterErrors, Unauthorized, Unavailable};
 use super::sessions::Session;
 use super::validation::{BodyError, Fields, Place};
 use crate::app::App;
+use crate::domain::client::ClientInfo;
 use crate::domain::ids::UserId;
 use crate::domain::role::Role;
 use crate::service::users::Page;
-use crate::service::{sessions, users};
+use crate::service::{bearer, sessions, users};
 
 const DEFAULT_LIMIT: i64 = 100;
 const MAX_LIMIT: i64 = 1000;
@@ -100,7 +101,7 @@ pub(super) async fn list(
     security(("bearer" = [])),
     responses((status = 200, description = "The user the token speaks for", body = User), Unauthorized, Unavailable))]
 pub(super) async fn me(State(app): State<App>, bearer: BearerToken) -> Result<Json<User>, ApiError> {
-    Ok(Json(users::authenticate(&app, bearer.as_deref()).await?.user.into()))
+    Ok(Json(bearer::authenticate(&app, bearer.as_deref()).await?.user.into()))
 }
 
 /// Give a user another role
@@ -114,12 +115,12 @@ pub(super) async fn me(State(app): State<App>, bearer: BearerToken) -> Result<Js
 pub(super) async fn set_role(
     State(app): State<App>,
     bearer: BearerToken,
-    Client(device): Client,
+    client: ClientInfo,
     PathSegment(id): PathSegment,
     Body(request): Body<RoleRequest>,
 ) -> Result<Json<User>, ApiError> {
-    let admin = users::require_admin(&app, bearer.as_deref()).await?;
-    Ok(Json(users::set_role(&app, &admin, user_id(&id)?, &request.role, &device).await?.into()))
+    let admin = bearer::require_admin(&app, bearer.as_deref()).await?;
+    Ok(Json(users::set_role(&app, &admin, user_id(&id)?, &request.role, &client).await?.into()))
 }
 
 /// Delete a user
@@ -133,11 +134,11 @@ pub(super) async fn set_role(
 pub(super) async fn delete(
     State(app): State<App>,
     bearer: BearerToken,
-    Client(device): Client,
+    client: ClientInfo,
     PathSegment(id): PathSegment,
 ) -> Result<StatusCode, ApiError> {
-    let admin = users::require_admin(&app, bearer.as_deref()).await?;
-    users::delete(&app, &admin, user_id(&id)?, &device).await?;
+    let admin = bearer::require_admin(&app, bearer.as_deref()).await?;
+    users::delete(&app, &admin, user_id(&id)?, &client).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -154,7 +155,7 @@ pub(super) async fn list_sessions(
     bearer: BearerToken,
     PathSegment(id): PathSegment,
 ) -> Result<Json<Vec<Session>>, ApiError> {
-    let admin = users::require_admin(&app, bearer.as_deref()).await?;
+    let admin = bearer::require_admin(&app, bearer.as_deref()).await?;
     let sessions = sessions::list_of(&app, user_id(&id)?).await?;
     Ok(Json(sessions.into_iter().map(|session| Session::new(session, admin.session_id)).collect()))
 }
@@ -170,10 +171,10 @@ pub(super) async fn list_sessions(
 pub(super) async fn end_sessions(
     State(app): State<App>,
     bearer: BearerToken,
-    Client(device): Client,
+    client: ClientInfo,
     PathSegment(id): PathSegment,
 ) -> Result<Json<Ended>, ApiError> {
-    let admin = users::require_admin(&app, bearer.as_deref()).await?;
-    let ended = sessions::end_all_of(&app, &admin, user_id(&id)?, &device).await?;
+    let admin = bearer::require_admin(&app, bearer.as_deref()).await?;
+    let ended = sessions::end_all_of(&app, &admin, user_id(&id)?, &client).await?;
     Ok(Json(Ended { ended }))
 }

@@ -7,7 +7,6 @@ use sqlx::{PgConnection, PgPool};
 
 use crate::app::App;
 use crate::db;
-use crate::db::maintenance;
 
 /// Rows a step looks at.
 const STEP: i64 = 2000;
@@ -39,11 +38,11 @@ pub async fn clean_up(
     depth: Depth,
 ) -> sqlx::Result<Option<Report>> {
     let mut connection = pool.acquire().await?;
-    if !maintenance::try_lock(&mut connection).await? {
+    if !db::cleanup::try_lock(&mut connection).await? {
         return Ok(None);
     }
     let report = delete_all(&mut connection, now, history, depth).await;
-    if maintenance::unlock(&mut connection).await.is_err() {
+    if db::cleanup::unlock(&mut connection).await.is_err() {
         // The lock goes with the connection.
         connection.detach();
     }
@@ -59,16 +58,16 @@ async fn delete_all(
     let mut report = Report::default();
     let mut after = 0;
     loop {
-        let step = maintenance::delete_expired_tokens(&mut *connection, after, STEP, now).await?;
+        let step = db::cleanup::delete_expired_tokens(&mut *connection, after, STEP, now).await?;
         report.tokens += step.deleted;
         after = step.last_id;
         if step.seen < STEP || (step.deleted == 0 && depth == Depth::Usual) {
             break;
         }
     }
-    maintenance::end_orphaned_sessions(&mut *connection, now).await?;
+    db::cleanup::end_orphaned_sessions(&mut *connection, now).await?;
     loop {
-        let deleted = maintenance::delete_ended_sessions(&mut *connection, now - history, STEP).await?;
+        let deleted = db::cleanup::delete_ended_sessions(&mut *connection, now - history, STEP).await?;
         report.sessions += deleted;
         if deleted == 0 {
             break;

@@ -11,15 +11,17 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use super::{TokenPair, audit};
+use super::audit::audit;
+use super::tokens::TokenPair;
 use crate::app::App;
 use crate::config::GraceAnswer;
 use crate::db;
 use crate::db::queue::QueueError;
-use crate::db::refresh_tokens::{Refused, Rotation, Used};
+use crate::db::refresh_tokens::{Rotation, TokenState, Used};
 use crate::db::sessions::Which;
+use crate::domain::client::ClientInfo;
 use crate::domain::ids::SessionId;
-use crate::domain::session::{Device, EndReason};
+use crate::domain::session::EndReason;
 use crate::domain::tokens::{Jti, RefreshClaims};
 use crate::error::Error;
 
@@ -32,62 +34,102 @@ impl From<QueueError> for Error {
     }
 }
 
+/// What became of a refresh.
+enum Outcome {
+    Rotated(TokenPair),
+    /// The owner's own retry, answered with the identical successor.
+    ReplayedAnswer(TokenPair),
+    /// The owner's own retry, turned away; the session lives.
+    GraceRefused,
+    /// A stolen token; the session has ended.
+    ReplayDetected,
+    /// A token that is not valid any more, with the reason if its session has ended.
+    Refused(Option<EndReason>),
+    /// Nothing could be decided.
+    Failed(Error),
+}
+
+impl Outcome {
+    /// The name in the metrics and in the audit log.
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Rotated(_) => "rotated",
+            Self::ReplayedAnswer(_) => "replayed_answer",
+            Self::GraceRefused => "grace_refused",
+            Self::ReplayDetected => "replay_detected",
+            Self::Refused(_) => "refused",
+            Self::Failed(_) => "failed",
+        }
+    }
+
+    fn into_answer(self) -> Result<TokenPair, Error> {
+        match self {
+            Self::Rotated(pair) | Self::ReplayedAnswer(pair) => Ok(pair),
+            Self::GraceRefused => Err(Error::RefreshRefused(None)),
+            Self::ReplayDetected => Err(Error::RefreshRefused(Some(EndReason::ReplayDetected))),
+            Self::Refused(reason) => Err(Error::RefreshRefused(reason)),
+            Self::Failed(error) => Err(error),
+        }
+    }
+}
+
 /// Exchanges a refresh token for a new pair.
-pub async fn refresh(app: &App, token: &str, device: Device) -> Result<TokenPair, Error> {
+pub async fn refresh(app: &App, token: &str, client: ClientInfo) -> Result<TokenPair, Error> {
     let now = app.clock.now();
     let presented = app.tokens.verify_refresh(token, now).map_err(Error::RefreshToken)?;
+    let outcome = rotate(app, &presented, client, now).await.unwrap_or_else(Outcome::Failed);
+    app.metrics.refreshes.with_label_values(&[outcome.label()]).inc();
+    outcome.into_answer()
+}
+
+async fn rotate(
+    app: &App,
+    presented: &RefreshClaims,
+    client: ClientInfo,
+    now: DateTime<Utc>,
+) -> Result<Outcome, Error> {
     let session_id = presented.session_id.unwrap_or_else(SessionId::generate);
     let jti = Jti::generate();
     let expires_at = app.tokens.refresh_expiry(now);
     let successor = app.tokens.sign_refresh(&presented.subject, &jti, session_id, expires_at);
-    let client = device.ip;
+    let ip = client.ip;
     let rotation = Rotation {
         presented: presented.clone(),
         session_id,
         next_jti: jti,
         next_hash: successor.hash(),
         next_expires_at: expires_at,
-        device,
+        client,
         now,
     };
-    let outcome = match app.refreshes.call(rotation).await {
-        Ok(Some(rotated)) => {
-            let access = app.tokens.sign_access(&presented.subject, &rotated.role, session_id, now);
-            Ok((TokenPair { access, refresh: successor }, "rotated"))
-        }
-        Ok(None) => not_rotated(app, &presented, now, client).await,
-        Err(error) => Err((error.into(), "failed")),
+    if let Some(rotated) = app.refreshes.call(rotation).await? {
+        let access = app.tokens.sign_access(&presented.subject, &rotated.role, session_id, now);
+        return Ok(Outcome::Rotated(TokenPair { access, refresh: successor }));
+    }
+    let outcome = match db::refresh_tokens::classify_refused(&app.db, presented, now).await? {
+        TokenState::Used(used) => reused(app, presented, &used, ip, now).await?,
+        TokenState::SessionEnded(reason) => Outcome::Refused(Some(reason)),
+        TokenState::Unknown | TokenState::Expired | TokenState::Revoked => Outcome::Refused(None),
     };
-    let (answer, label) = match outcome {
-        Ok((pair, label)) => (Ok(pair), label),
-        Err((error, label)) => (Err(error), label),
-    };
-    app.metrics.refreshes.with_label_values(&[label]).inc();
-    answer
+    if matches!(outcome, Outcome::GraceRefused | Outcome::Refused(_)) {
+        audit("refresh", outcome.label(), None, presented.session_id, ip);
+    }
+    Ok(outcome)
 }
 
-type Outcome = Result<(TokenPair, &'static str), (Error, &'static str)>;
-
-async fn not_rotated(app: &App, presented: &RefreshClaims, now: DateTime<Utc>, client: IpAddr) -> Outcome {
-    let failed = |error: sqlx::Error| (Error::from(error), "failed");
-    let (reason, label) = match db::refresh_tokens::explain(&app.db, presented, now).await.map_err(failed)? {
-        Refused::Used(used) if now - used.used_at < app.config.refresh_grace => {
-            if let Some(pair) = repeat_answer(app, presented, &used, now) {
-                return Ok((pair, "replayed_answer"));
-            }
-            (None, "grace_refused")
-        }
-        Refused::Used(used) => {
-            end_stolen_session(app, &used, client).await.map_err(failed)?;
-            (Some(EndReason::ReplayDetected), "replay_detected")
-        }
-        Refused::SessionEnded(reason) => (Some(reason), "refused"),
-        Refused::Unknown | Refused::Expired | Refused::Revoked => (None, "refused"),
-    };
-    if label != "replay_detected" {
-        audit("refresh", label, None, presented.session_id, client);
+/// Answers a token that was exchanged before.
+async fn reused(
+    app: &App,
+    presented: &RefreshClaims,
+    used: &Used,
+    client: IpAddr,
+    now: DateTime<Utc>,
+) -> Result<Outcome, Error> {
+    if now - used.used_at >= app.config.refresh_grace {
+        end_stolen_session(app, used, client).await?;
+        return Ok(Outcome::ReplayDetected);
     }
-    Err((Error::RefreshRefused(reason), label))
+    Ok(repeat_answer(app, presented, used, now).map_or(Outcome::GraceRefused, Outcome::ReplayedAnswer))
 }
 
 /// The identical successor, where the configuration says so and it can be signed again.

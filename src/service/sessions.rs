@@ -3,14 +3,15 @@
 use chrono::{DateTime, Utc};
 use sqlx::PgPool;
 
-use super::users::Bearer;
-use super::{audit, audit_admin};
+use super::audit::{audit, audit_admin};
+use super::bearer::Bearer;
 use crate::app::App;
 use crate::db;
 pub use crate::db::sessions::Session;
 use crate::db::sessions::Which;
+use crate::domain::client::ClientInfo;
 use crate::domain::ids::{SessionId, UserId};
-use crate::domain::session::{Device, EndReason};
+use crate::domain::session::EndReason;
 use crate::error::Error;
 
 /// The bearer's own sessions that can still refresh.
@@ -19,7 +20,7 @@ pub async fn list(app: &App, bearer: &Bearer) -> Result<Vec<Session>, Error> {
 }
 
 /// Ends one of the bearer's own sessions. One that is not theirs, or not alive, is not found.
-pub async fn end(app: &App, bearer: &Bearer, id: SessionId, device: &Device) -> Result<(), Error> {
+pub async fn end(app: &App, bearer: &Bearer, id: SessionId, client: &ClientInfo) -> Result<(), Error> {
     let user_id = bearer.user.id;
     let own = bearer.session_id == Some(id);
     let reason = if own { EndReason::Logout } else { EndReason::LoggedOutElsewhere };
@@ -28,7 +29,7 @@ pub async fn end(app: &App, bearer: &Bearer, id: SessionId, device: &Device) -> 
     if ended == 0 {
         return Err(Error::NotFound);
     }
-    audit("session_end", reason.as_str(), Some(user_id), Some(id), device.ip);
+    audit("session_end", reason.as_str(), Some(user_id), Some(id), client.ip);
     Ok(())
 }
 
@@ -42,12 +43,12 @@ pub async fn list_of(app: &App, user_id: UserId) -> Result<Vec<Session>, Error> 
 }
 
 /// Ends all sessions of a user, by an administrator's order. Returns how many there were.
-pub async fn end_all_of(app: &App, admin: &Bearer, user_id: UserId, device: &Device) -> Result<u64, Error> {
+pub async fn end_all_of(app: &App, admin: &Bearer, user_id: UserId, client: &ClientInfo) -> Result<u64, Error> {
     let ended = end_by_admin(&app.db, user_id, None, app.clock.now()).await?;
     if ended == 0 && !db::users::exists(&app.db, user_id).await? {
         return Err(Error::NotFound);
     }
-    audit_admin("session_end", EndReason::ByAdmin.as_str(), admin, user_id, device.ip);
+    audit_admin("session_end", EndReason::ByAdmin.as_str(), admin, user_id, client.ip);
     Ok(ended)
 }
 

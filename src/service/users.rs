@@ -1,27 +1,17 @@
-//! Who the bearer of an access token is, and what administrators do with users.
+//! Listing, changing and deleting users.
 
-use chrono::{DateTime, Utc};
-use sqlx::PgPool;
-
-use super::audit_admin;
+use super::audit::audit_admin;
+use super::bearer::{Bearer, require_admin};
 use crate::app::App;
 use crate::config::UsersListAccess;
 use crate::db;
 use crate::db::sessions::Which;
 pub use crate::db::users::User;
-use crate::domain::ids::{SessionId, UserId};
-use crate::domain::password::PasswordHash;
+use crate::domain::client::ClientInfo;
+use crate::domain::ids::UserId;
 use crate::domain::role::Role;
-use crate::domain::session::{Device, EndReason};
+use crate::domain::session::EndReason;
 use crate::error::Error;
-
-/// Somebody with a good access token, a living session and an account.
-#[derive(Clone, Debug)]
-pub struct Bearer {
-    pub user: User,
-    /// None for an access token of the Python service.
-    pub session_id: Option<SessionId>,
-}
 
 /// Which part of the users to list.
 #[derive(Clone, Debug)]
@@ -41,20 +31,6 @@ pub struct Users {
     pub next_after: Option<UserId>,
 }
 
-/// Who an access token speaks for. Its signature is not enough: account and session must exist.
-pub async fn authenticate(app: &App, bearer: Option<&str>) -> Result<Bearer, Error> {
-    let token = bearer.ok_or(Error::NotAuthenticated)?;
-    let claims = app.tokens.verify_access(token, app.clock.now()).map_err(|_| Error::InvalidAccessToken)?;
-    let user = db::users::of_bearer(&app.db, &claims.subject, claims.session_id).await?;
-    Ok(Bearer { user: user.ok_or(Error::InvalidAccessToken)?, session_id: claims.session_id })
-}
-
-/// As [`authenticate`], and the account must be an administrator's now, whatever the token says.
-pub async fn require_admin(app: &App, bearer: Option<&str>) -> Result<Bearer, Error> {
-    let bearer = authenticate(app, bearer).await?;
-    if bearer.user.role.is_admin() { Ok(bearer) } else { Err(Error::Forbidden) }
-}
-
 /// Lists users by id.
 pub async fn list(app: &App, bearer: Option<&str>, page: &Page) -> Result<Users, Error> {
     if app.config.users_list_access == UsersListAccess::Admin {
@@ -70,35 +46,20 @@ pub async fn list(app: &App, bearer: Option<&str>, page: &Page) -> Result<Users,
 }
 
 /// Gives a user another role. Access tokens that are out keep the old one until they expire.
-pub async fn set_role(app: &App, admin: &Bearer, id: UserId, role: &Role, device: &Device) -> Result<User, Error> {
+pub async fn set_role(app: &App, admin: &Bearer, id: UserId, role: &Role, client: &ClientInfo) -> Result<User, Error> {
     let user = db::users::set_role(&app.db, id, role, app.clock.now()).await?.ok_or(Error::NotFound)?;
-    audit_admin("role_change", "success", admin, id, device.ip);
+    audit_admin("role_change", "success", admin, id, client.ip);
     Ok(user)
 }
 
 /// Deletes a user and ends the user's sessions; their rows stay for the reason.
-pub async fn delete(app: &App, admin: &Bearer, id: UserId, device: &Device) -> Result<(), Error> {
+pub async fn delete(app: &App, admin: &Bearer, id: UserId, client: &ClientInfo) -> Result<(), Error> {
     let mut transaction = app.db.begin().await?;
     db::sessions::end(&mut transaction, id, Which::All, EndReason::UserDeleted, app.clock.now()).await?;
     if !db::users::delete(&mut *transaction, id).await? {
         return Err(Error::NotFound);
     }
     transaction.commit().await?;
-    audit_admin("user_delete", "success", admin, id, device.ip);
+    audit_admin("user_delete", "success", admin, id, client.ip);
     Ok(())
-}
-
-/// Sets a user's password and ends all of the user's sessions, for the command line; returns how many.
-pub async fn set_password(
-    pool: &PgPool,
-    user_id: UserId,
-    hash: &PasswordHash,
-    now: DateTime<Utc>,
-) -> sqlx::Result<u64> {
-    let mut transaction = pool.begin().await?;
-    db::users::set_password_hash(&mut *transaction, user_id, hash, now).await?;
-    let ended = db::sessions::end(&mut transaction, user_id, Which::All, EndReason::PasswordChanged, now).await?;
-    db::refresh_tokens::revoke_sessionless(&mut *transaction, user_id, None).await?;
-    transaction.commit().await?;
-    Ok(ended)
 }

@@ -114,13 +114,13 @@ async fn one_replica_cleans_up_at_a_time(pool: PgPool) {
     app.customer("cust@example.com").await;
     app.advance(31 * DAY);
     let mut other = app.db.acquire().await.unwrap();
-    assert!(auth::db::maintenance::try_lock(&mut other).await.unwrap());
+    assert!(auth::db::cleanup::try_lock(&mut other).await.unwrap());
     assert_eq!(clean(&app, Depth::Usual).await, None);
     assert_eq!(count(&app, TOKENS).await, 1);
-    auth::db::maintenance::unlock(&mut other).await.unwrap();
+    auth::db::cleanup::unlock(&mut other).await.unwrap();
     assert_eq!(clean(&app, Depth::Usual).await.unwrap().tokens, 1);
     // And the lock is free again afterwards.
-    assert!(auth::db::maintenance::try_lock(&mut other).await.unwrap());
+    assert!(auth::db::cleanup::try_lock(&mut other).await.unwrap());
 }
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]

@@ -1,0 +1,29 @@
+//! Who the bearer of an access token is.
+
+use crate::app::App;
+use crate::db;
+use crate::db::users::User;
+use crate::domain::ids::SessionId;
+use crate::error::Error;
+
+/// Somebody with a good access token, a living session and an account.
+#[derive(Clone, Debug)]
+pub struct Bearer {
+    pub user: User,
+    /// None for an access token of the Python service.
+    pub session_id: Option<SessionId>,
+}
+
+/// Who an access token speaks for. Its signature is not enough: account and session must exist.
+pub async fn authenticate(app: &App, bearer: Option<&str>) -> Result<Bearer, Error> {
+    let token = bearer.ok_or(Error::NotAuthenticated)?;
+    let claims = app.tokens.verify_access(token, app.clock.now()).map_err(|_| Error::InvalidAccessToken)?;
+    let user = db::users::of_bearer(&app.db, &claims.subject, claims.session_id).await?;
+    Ok(Bearer { user: user.ok_or(Error::InvalidAccessToken)?, session_id: claims.session_id })
+}
+
+/// As [`authenticate`], and the account must be an administrator's now, whatever the token says.
+pub async fn require_admin(app: &App, bearer: Option<&str>) -> Result<Bearer, Error> {
+    let bearer = authenticate(app, bearer).await?;
+    if bearer.user.role.is_admin() { Ok(bearer) } else { Err(Error::Forbidden) }
+}

@@ -1,0 +1,43 @@
+//! Signing out with a refresh token.
+
+use super::audit::audit;
+use crate::app::App;
+use crate::db;
+use crate::db::sessions::Which;
+use crate::domain::client::ClientInfo;
+use crate::domain::session::EndReason;
+use crate::error::Error;
+
+/// Which sessions a log-out ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    This,
+    Others,
+    All,
+}
+
+/// Signs out with a refresh token. A genuine one is enough to end its own session, whatever has become of it; for more
+/// than that it must still be good.
+pub async fn logout(app: &App, token: &str, scope: Scope, client: &ClientInfo) -> Result<(), Error> {
+    let now = app.clock.now();
+    let presented = app.tokens.verify_refresh(token, now).map_err(Error::RefreshToken)?;
+    if scope == Scope::This {
+        let mut connection = app.db.acquire().await?;
+        let user = db::refresh_tokens::log_out(&mut connection, &presented, now).await?;
+        audit("logout", "success", user, presented.session_id, client.ip);
+        return Ok(());
+    }
+    let owner = db::refresh_tokens::owner(&app.db, &presented, now).await?;
+    let owner = owner.filter(|owner| owner.current).ok_or(Error::RefreshRefused(None))?;
+    let others = owner.session_id.map_or(Which::All, Which::AllBut);
+    let mut transaction = app.db.begin().await?;
+    db::sessions::end(&mut transaction, owner.user_id, others, EndReason::LoggedOutElsewhere, now).await?;
+    db::refresh_tokens::revoke_sessionless(&mut *transaction, owner.user_id, Some(&presented.jti)).await?;
+    if scope == Scope::All {
+        db::refresh_tokens::log_out(&mut transaction, &presented, now).await?;
+    }
+    transaction.commit().await?;
+    let event = if scope == Scope::All { "logout_all" } else { "logout_others" };
+    audit(event, "success", Some(owner.user_id), owner.session_id, client.ip);
+    Ok(())
+}

@@ -1,0 +1,64 @@
+//! Changing a password.
+
+use chrono::{DateTime, Utc};
+use sqlx::PgPool;
+
+use super::audit::audit;
+use super::bearer::Bearer;
+use super::login::verify_password;
+use super::tokens::{IssuedSession, TokenPair};
+use crate::app::App;
+use crate::db;
+use crate::db::queue::Batched as _;
+use crate::db::sessions::{NewSession, Which};
+use crate::domain::client::ClientInfo;
+use crate::domain::email::Email;
+use crate::domain::ids::{SessionId, UserId};
+use crate::domain::password::{Password, PasswordHash};
+use crate::domain::session::EndReason;
+use crate::error::Error;
+
+/// Changes the password of the bearer. All sessions end, the one that asked is replaced by a new one; so nothing that
+/// was stolen before, and no refresh in flight, outlives the change.
+pub async fn change_password(
+    app: &App,
+    bearer: &Bearer,
+    current: &Password,
+    new: Password,
+    client: &ClientInfo,
+) -> Result<TokenPair, Error> {
+    let email = Email::from_stored(bearer.user.email.clone());
+    let verified = verify_password(app, "password_change", &email, current, client).await?;
+    let user = verified.account.user;
+    if user.id != bearer.user.id {
+        return Err(Error::InvalidCredentials);
+    }
+    let hash = app.hasher.acquire().await?.hash(new).await?;
+    let issued = IssuedSession::issue(app, &user, SessionId::generate());
+    let session = issued.session(&user, client, verified.account.password_hash, Some(hash));
+    let mut transaction = app.db.begin().await?;
+    if NewSession::decide(&mut transaction, &[&session]).await? != [true] {
+        return Err(Error::InvalidCredentials);
+    }
+    let others = Which::AllBut(issued.session_id);
+    db::sessions::end(&mut transaction, user.id, others, EndReason::PasswordChanged, issued.now).await?;
+    db::refresh_tokens::revoke_sessionless(&mut *transaction, user.id, None).await?;
+    transaction.commit().await?;
+    audit("password_change", "success", Some(user.id), Some(issued.session_id), client.ip);
+    Ok(issued.sign(app, &user))
+}
+
+/// Sets a user's password and ends all of the user's sessions, for the command line; returns how many.
+pub async fn set_password(
+    pool: &PgPool,
+    user_id: UserId,
+    hash: &PasswordHash,
+    now: DateTime<Utc>,
+) -> sqlx::Result<u64> {
+    let mut transaction = pool.begin().await?;
+    db::users::set_password_hash(&mut *transaction, user_id, hash, now).await?;
+    let ended = db::sessions::end(&mut transaction, user_id, Which::All, EndReason::PasswordChanged, now).await?;
+    db::refresh_tokens::revoke_sessionless(&mut *transaction, user_id, None).await?;
+    transaction.commit().await?;
+    Ok(ended)
+}

@@ -1,0 +1,63 @@
+//! The tokens that a sign-in or a refresh hands out.
+
+use chrono::{DateTime, Utc};
+
+use crate::app::App;
+use crate::db::sessions::NewSession;
+use crate::db::users::User;
+use crate::domain::client::ClientInfo;
+use crate::domain::ids::SessionId;
+use crate::domain::password::PasswordHash;
+use crate::domain::tokens::{AccessToken, Jti, RefreshToken, TokenHash};
+
+/// An access token, and the refresh token to get the next one with.
+#[derive(Clone, Debug)]
+pub struct TokenPair {
+    pub access: AccessToken,
+    pub refresh: RefreshToken,
+}
+
+/// A session that is about to be opened, with its first tokens.
+pub(super) struct IssuedSession {
+    pub session_id: SessionId,
+    jti: Jti,
+    refresh: RefreshToken,
+    token_hash: TokenHash,
+    expires_at: DateTime<Utc>,
+    pub now: DateTime<Utc>,
+}
+
+impl IssuedSession {
+    pub(super) fn issue(app: &App, user: &User, session_id: SessionId) -> Self {
+        let now = app.clock.now();
+        let jti = Jti::generate();
+        let expires_at = app.tokens.refresh_expiry(now);
+        let refresh = app.tokens.sign_refresh(&user.email, &jti, session_id, expires_at);
+        Self { session_id, token_hash: refresh.hash(), jti, refresh, expires_at, now }
+    }
+
+    pub(super) fn session(
+        &self,
+        user: &User,
+        client: &ClientInfo,
+        verified: PasswordHash,
+        replacement: Option<PasswordHash>,
+    ) -> NewSession {
+        NewSession {
+            id: self.session_id,
+            user_id: user.id,
+            verified,
+            replacement,
+            client: client.clone(),
+            jti: self.jti.clone(),
+            token_hash: self.token_hash.clone(),
+            expires_at: self.expires_at,
+            now: self.now,
+        }
+    }
+
+    pub(super) fn sign(self, app: &App, user: &User) -> TokenPair {
+        let access = app.tokens.sign_access(&user.email, &user.role, self.session_id, self.now);
+        TokenPair { access, refresh: self.refresh }
+    }
+}
