@@ -1,5 +1,5 @@
 //! `POST /auth/refresh`: rotation, and what is refused without an alarm. What becomes of a token that comes back is in
-//! `reuse`, tokens of the Python service and changed secrets in `adopted_tokens`.
+//! `refresh_reuse`, tokens of the Python service and changed secrets in `refresh_adopted`.
 
 use chrono::NaiveDateTime;
 use serde_json::{Value, json};
