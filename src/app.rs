@@ -7,7 +7,7 @@ use sqlx::PgPool;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::db;
-use crate::db::queue::Queue;
+use crate::db::batch::Batcher;
 use crate::db::refresh_tokens::Rotation;
 use crate::db::sessions::NewSession;
 use crate::db::users::Lookup;
@@ -29,10 +29,10 @@ pub struct Parts {
     pub config: Config,
     pub clock: Clock,
     pub db: PgPool,
-    // What many ask for at once goes to the database in company.
-    pub lookups: Queue<Lookup>,
-    pub openings: Queue<NewSession>,
-    pub refreshes: Queue<Rotation>,
+    // Concurrent calls of each kind are batched into one statement.
+    pub account_lookups: Batcher<Lookup>,
+    pub session_inserts: Batcher<NewSession>,
+    pub token_rotations: Batcher<Rotation>,
     pub tokens: TokenKeys,
     pub hasher: Hasher,
     pub metrics: Metrics,
@@ -75,10 +75,20 @@ impl App {
         let tokens =
             TokenKeys::new(config.jwt_algorithm, &config.jwt_secret, &config.jwt_secret_previous, config.lifetimes);
         let max_batch = config.refresh_batch_size;
-        let lookups = Queue::start(db.clone(), LOGIN_WORKERS, max_batch);
-        let openings = Queue::start(db.clone(), LOGIN_WORKERS, max_batch);
+        let account_lookups = Batcher::start(db.clone(), LOGIN_WORKERS, max_batch);
+        let session_inserts = Batcher::start(db.clone(), LOGIN_WORKERS, max_batch);
         let workers = refresh_pool.options().get_max_connections();
-        let refreshes = Queue::start(refresh_pool, workers, max_batch);
-        Ok(Self(Arc::new(Parts { config, clock, db, lookups, openings, refreshes, tokens, hasher, metrics })))
+        let token_rotations = Batcher::start(refresh_pool, workers, max_batch);
+        Ok(Self(Arc::new(Parts {
+            config,
+            clock,
+            db,
+            account_lookups,
+            session_inserts,
+            token_rotations,
+            tokens,
+            hasher,
+            metrics,
+        })))
     }
 }

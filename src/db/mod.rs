@@ -3,8 +3,8 @@
 //! Times are passed in, never taken from the server, and stored as `timestamp` in UTC. No function here decides
 //! anything that a statement could decide.
 
+pub mod batch;
 pub mod cleanup;
-pub mod queue;
 pub mod refresh_tokens;
 pub mod schema;
 pub mod sessions;

@@ -1,13 +1,13 @@
 //! `refresh_tokens`: rotation, and why a token was refused.
 //!
-//! [`Rotation`] is decided in one statement, many at once; [`classify_refused`] only reads, afterwards, what a
+//! [`Rotation`] is executed in one statement, many at once; [`classify_refused`] only reads, afterwards, what a
 //! refused token was: everything it reports (used, revoked, expired, ended) can never become untrue again.
 
 use chrono::{DateTime, Utc};
 use ipnet::IpNet;
 use sqlx::{PgConnection, PgExecutor};
 
-use super::queue::{Batched, column};
+use super::batch::{BatchedCall, column};
 use crate::domain::client::ClientInfo;
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::role::Role;
@@ -35,13 +35,13 @@ pub struct Rotated {
     pub role: Role,
 }
 
-impl Batched for Rotation {
+impl BatchedCall for Rotation {
     /// `None` where the token was refused.
     type Answer = Option<Rotated>;
 
     /// A token that several calls bring goes in once, for the first of them; the others find it used, exactly as if
     /// they had come a moment later. Rows are locked in the order of their `jti`, by every batch of every replica.
-    async fn decide(connection: &mut PgConnection, calls: &[&Self]) -> sqlx::Result<Vec<Self::Answer>> {
+    async fn execute(connection: &mut PgConnection, calls: &[&Self]) -> sqlx::Result<Vec<Self::Answer>> {
         let token = |&index: &usize| (calls[index].presented.jti.as_str(), calls[index].presented.hash.as_str());
         let mut firsts: Vec<usize> = (0..calls.len()).collect();
         // Stable: who brought a token first stays first.

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use sqlx::{PgConnection, PgExecutor};
 use std::net::IpAddr;
 
-use super::queue::{Batched, column};
+use super::batch::{BatchedCall, column};
 use crate::domain::client::ClientInfo;
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::password::PasswordHash;
@@ -52,7 +52,7 @@ pub enum Which {
     All,
 }
 
-impl Batched for NewSession {
+impl BatchedCall for NewSession {
     /// False if the account has another hash by now: somebody changed the password or refreshed the hash in between,
     /// and the attempt has to start over.
     type Answer = bool;
@@ -60,7 +60,7 @@ impl Batched for NewSession {
     /// The row of the user is locked against such a change until the commit, so that a password change that ends the
     /// user's sessions finds this one too. Users are locked in the order of their ids, though those whose hash is
     /// replaced apart from the others.
-    async fn decide(connection: &mut PgConnection, calls: &[&Self]) -> sqlx::Result<Vec<bool>> {
+    async fn execute(connection: &mut PgConnection, calls: &[&Self]) -> sqlx::Result<Vec<bool>> {
         let mut sessions = calls.to_vec();
         sessions.sort_by_key(|session| session.user_id.0);
         let opened = sqlx::query_scalar!(

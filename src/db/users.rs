@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgExecutor, PgPool};
 
-use super::queue::{Batched, column};
+use super::batch::{BatchedCall, column};
 use super::throttle;
 use crate::domain::email::Email;
 use crate::domain::ids::{SessionId, UserId};
@@ -43,13 +43,13 @@ pub struct Found {
     pub tats: [Option<DateTime<Utc>>; 2],
 }
 
-impl Batched for Lookup {
+impl BatchedCall for Lookup {
     type Answer = Found;
 
     /// Case is ignored. Where an adopted database holds two spellings, the exact one is preferred, then the
     /// lower-cased one, then the oldest. (`lower()` of the server knows only what its locale knows, hence both
     /// lower-cased forms.)
-    async fn decide(connection: &mut PgConnection, calls: &[&Self]) -> sqlx::Result<Vec<Found>> {
+    async fn execute(connection: &mut PgConnection, calls: &[&Self]) -> sqlx::Result<Vec<Found>> {
         let key =
             |index: usize| column(calls, |lookup| lookup.buckets.get(index).map(|bucket| bucket.key.0.as_slice()));
         let rows = sqlx::query!(
@@ -95,7 +95,7 @@ impl Batched for Lookup {
 /// The user with this address, in whatever case.
 pub async fn find(pool: &PgPool, email: Email) -> sqlx::Result<Option<User>> {
     let lookup = Lookup { email, buckets: Vec::new() };
-    let found = Lookup::decide(&mut *pool.acquire().await?, &[&lookup]).await?;
+    let found = Lookup::execute(&mut *pool.acquire().await?, &[&lookup]).await?;
     Ok(found.into_iter().find_map(|found| found.account).map(|account| account.user))
 }
 

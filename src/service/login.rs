@@ -43,7 +43,7 @@ async fn try_login(app: &App, email: &Email, password: &Password, client: &Clien
         let user = verified.account.user;
         let issued = IssuedSession::issue(app, &user, SessionId::generate());
         let session = issued.session(&user, client, verified.account.password_hash, verified.replacement);
-        if app.openings.call(session).await? {
+        if app.session_inserts.submit(session).await? {
             audit("login", "success", Some(user.id), Some(issued.session_id), client.ip);
             return Ok(issued.sign(app, &user));
         }
@@ -71,7 +71,7 @@ pub(super) async fn verify_password(
     let now = app.clock.now();
     let buckets: Vec<Bucket> =
         app.config.throttle.iter().flat_map(|throttle| login_buckets(throttle, email, client)).collect();
-    let found = app.lookups.call(Lookup { email: email.clone(), buckets: buckets.clone() }).await?;
+    let found = app.account_lookups.submit(Lookup { email: email.clone(), buckets: buckets.clone() }).await?;
     let user_id = found.account.as_ref().map(|account| account.user.id);
     if let Err(error) = refuse_throttled(&buckets, &found.tats, now) {
         audit(event, "throttled", user_id, None, client.ip);

@@ -9,7 +9,7 @@ use super::login::verify_password;
 use super::tokens::{IssuedSession, TokenPair};
 use crate::app::App;
 use crate::db;
-use crate::db::queue::Batched as _;
+use crate::db::batch::BatchedCall as _;
 use crate::db::sessions::{NewSession, Which};
 use crate::domain::client::ClientInfo;
 use crate::domain::email::Email;
@@ -37,7 +37,7 @@ pub async fn change_password(
     let issued = IssuedSession::issue(app, &user, SessionId::generate());
     let session = issued.session(&user, client, verified.account.password_hash, Some(hash));
     let mut transaction = app.db.begin().await?;
-    if NewSession::decide(&mut transaction, &[&session]).await? != [true] {
+    if NewSession::execute(&mut transaction, &[&session]).await? != [true] {
         return Err(Error::InvalidCredentials);
     }
     let others = Which::AllBut(issued.session_id);

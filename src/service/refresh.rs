@@ -16,7 +16,7 @@ use super::tokens::TokenPair;
 use crate::app::App;
 use crate::config::GraceAnswer;
 use crate::db;
-use crate::db::queue::QueueError;
+use crate::db::batch::BatchError;
 use crate::db::refresh_tokens::{Rotation, TokenState, Used};
 use crate::db::sessions::Which;
 use crate::domain::client::ClientInfo;
@@ -25,11 +25,11 @@ use crate::domain::session::EndReason;
 use crate::domain::tokens::{Jti, RefreshClaims};
 use crate::error::Error;
 
-impl From<QueueError> for Error {
-    fn from(error: QueueError) -> Self {
+impl From<BatchError> for Error {
+    fn from(error: BatchError) -> Self {
         match error {
-            QueueError::Full => Self::Busy(Duration::from_secs(1)),
-            QueueError::Database(error) => Self::Database(error),
+            BatchError::Full => Self::Busy(Duration::from_secs(1)),
+            BatchError::Database(error) => Self::Database(error),
         }
     }
 }
@@ -102,7 +102,7 @@ async fn rotate(
         client,
         now,
     };
-    if let Some(rotated) = app.refreshes.call(rotation).await? {
+    if let Some(rotated) = app.token_rotations.submit(rotation).await? {
         let access = app.tokens.sign_access(&presented.subject, &rotated.role, session_id, now);
         return Ok(Outcome::Rotated(TokenPair { access, refresh: successor }));
     }

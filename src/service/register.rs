@@ -36,7 +36,7 @@ pub async fn register(
     let bucket =
         |throttle: &Throttle| Bucket { key: BucketKey::register_network(client.ip), limit: throttle.register_network };
     let buckets: Vec<Bucket> = throttle.map(bucket).collect();
-    let found = app.lookups.call(Lookup { email: email.clone(), buckets: buckets.clone() }).await?;
+    let found = app.account_lookups.submit(Lookup { email: email.clone(), buckets: buckets.clone() }).await?;
     if let Err(error) = refuse_throttled(&buckets, &found.tats, now) {
         audit("register", "throttled", None, None, client.ip);
         return Err(error);

@@ -1,4 +1,4 @@
-//! Refreshes that go to the database together: none depends on the company it is in.
+//! Concurrent refreshes share statements: the outcome of one depends on no other in its batch.
 //!
 //! With one connection there is one batch at a time. A first refresh, whose row is locked, keeps it busy; all that come
 //! meanwhile are in the next batch.
@@ -33,7 +33,7 @@ async fn keep_busy(app: &TestApp) -> Busy {
 
 impl Busy {
     /// Once all refreshes that were started wait in the queue.
-    async fn let_go(self, app: &TestApp) {
+    async fn release(self, app: &TestApp) {
         // A round trip to the database, during which every task that can goes on.
         assert_eq!(app.get("/auth/ready").await.status, 200);
         self.holder.commit().await.unwrap();
@@ -73,14 +73,14 @@ fn rotations(recorder: &Recorder) -> usize {
 }
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
-async fn what_waits_goes_together_and_each_gets_its_own_answer(pool: PgPool) {
+async fn calls_that_wait_are_one_batch_and_each_gets_its_own_answer(pool: PgPool) {
     let app = TestApp::with(pool, &[ONE_CONNECTION]);
     let tokens = customers(&app, 8).await;
     assert_eq!(app.logout(&tokens[3].refresh).await.status, 200);
     let recorder = Recorder::start();
     let busy = keep_busy(&app).await;
     let refreshes: Vec<_> = tokens.iter().map(|tokens| start(&app, &tokens.refresh)).collect();
-    busy.let_go(&app).await;
+    busy.release(&app).await;
     for (index, (refresh, tokens)) in refreshes.into_iter().zip(&tokens).enumerate() {
         let answer = refresh.await.unwrap();
         if index == 3 {
@@ -101,7 +101,7 @@ async fn a_poisoned_refresh_fails_alone(pool: PgPool) {
     let recorder = Recorder::start();
     let busy = keep_busy(&app).await;
     let refreshes: Vec<_> = tokens.iter().map(|tokens| start(&app, &tokens.refresh)).collect();
-    busy.let_go(&app).await;
+    busy.release(&app).await;
     for (index, refresh) in refreshes.into_iter().enumerate() {
         let answer = refresh.await.unwrap();
         if index == 1 {
@@ -125,7 +125,7 @@ async fn one_token_fifty_times_in_one_batch_succeeds_once(pool: PgPool) {
     let busy = keep_busy(&app).await;
     let refreshes: Vec<_> = (0..50).map(|_| start(&app, &tokens.refresh)).collect();
     let beside = start(&app, &bystander.refresh);
-    busy.let_go(&app).await;
+    busy.release(&app).await;
     pair(&beside.await.unwrap());
     let mut winners = Vec::new();
     for refresh in refreshes {
@@ -147,7 +147,7 @@ async fn one_token_fifty_times_in_one_batch_gives_one_successor_under_replay(poo
     let tokens = app.customer("cust@example.com").await;
     let busy = keep_busy(&app).await;
     let refreshes: Vec<_> = (0..50).map(|_| start(&app, &tokens.refresh)).collect();
-    busy.let_go(&app).await;
+    busy.release(&app).await;
     let mut successors = std::collections::HashSet::new();
     for refresh in refreshes {
         successors.insert(pair(&refresh.await.unwrap()).refresh);
@@ -167,7 +167,7 @@ async fn a_caller_that_went_away_is_left_out_and_takes_nobody_with_it(pool: PgPo
         gone.abort();
         assert!(gone.await.unwrap_err().is_cancelled());
     }
-    busy.let_go(&app).await;
+    busy.release(&app).await;
     for refresh in refreshes {
         pair(&refresh.await.unwrap());
     }
@@ -196,7 +196,7 @@ async fn a_caller_that_went_away_too_late_finds_the_successor_by_a_retry(pool: P
 }
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
-async fn a_broken_connection_is_told_to_its_batch_and_replaced(pool: PgPool) {
+async fn a_broken_connection_fails_its_batch_and_is_replaced(pool: PgPool) {
     let app = TestApp::with(pool, &[ONE_CONNECTION]);
     let tokens = app.customer("cust@example.com").await;
     let mut holder = app.db.begin().await.unwrap();
@@ -216,14 +216,14 @@ async fn a_broken_connection_is_told_to_its_batch_and_replaced(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
-async fn everybody_who_brought_a_poisoned_token_is_told_that_it_failed(pool: PgPool) {
+async fn every_caller_with_a_poisoned_token_gets_503(pool: PgPool) {
     let app = TestApp::with(pool, &[ONE_CONNECTION]);
     let tokens = customers(&app, 2).await;
     poison(&app).await;
     let busy = keep_busy(&app).await;
     let poisoned: Vec<_> = (0..3).map(|_| start(&app, &tokens[1].refresh)).collect();
     let other = start(&app, &tokens[0].refresh);
-    busy.let_go(&app).await;
+    busy.release(&app).await;
     // Never a 401, upon which a client throws its session away.
     for refresh in poisoned {
         refresh.await.unwrap().assert_detail(503, "Service unavailable, try again later");
@@ -254,7 +254,7 @@ async fn a_server_that_goes_down_has_refused_nothing(pool: PgPool) {
     let mut holder = app.db.begin().await.unwrap();
     let lock = "SELECT FROM refresh_tokens WHERE session_id = $1 FOR UPDATE";
     sqlx::query(lock).bind(tokens[0].session()).execute(&mut *holder).await.unwrap();
-    busy.let_go(&app).await;
+    busy.release(&app).await;
     app.until_blocked(1).await;
     let recorder = Recorder::start();
     app.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")

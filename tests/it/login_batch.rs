@@ -1,4 +1,4 @@
-//! Logins that go to the database together: none depends on the company it is in.
+//! Concurrent logins share statements: the outcome of one depends on no other in its batch.
 //!
 //! Some first logins, whose rows are locked, keep all workers busy; those that come meanwhile are in the next batch.
 
@@ -40,7 +40,7 @@ struct Busy {
     first: Vec<JoinHandle<Answer>>,
 }
 
-/// Keeps all workers of the queue busy whose statement needs what `lock` locks.
+/// Keeps all workers of the batcher busy whose statement needs what `lock` locks.
 async fn keep_busy(app: &TestApp, lock: &'static str) -> Busy {
     let mut holder = app.db.begin().await.unwrap();
     sqlx::query(lock).execute(&mut *holder).await.unwrap();
@@ -53,7 +53,7 @@ async fn keep_busy(app: &TestApp, lock: &'static str) -> Busy {
 }
 
 impl Busy {
-    async fn let_go(self) {
+    async fn release(self) {
         self.holder.commit().await.unwrap();
         for login in self.first {
             pair(&login.await.unwrap());
@@ -61,17 +61,17 @@ impl Busy {
     }
 }
 
-const OPENINGS: &str = "SELECT FROM users WHERE email LIKE 'first%' FOR UPDATE";
+const USER_ROWS: &str = "SELECT FROM users WHERE email LIKE 'first%' FOR UPDATE";
 
 fn hashes(app: &TestApp) -> u64 {
     app.app.metrics.hash_seconds.get_sample_count()
 }
 
-/// Comes back when this many more passwords were tried than `before`, and all who are told of it went on.
-async fn until_tried(app: &TestApp, before: u64, passwords: usize) {
+/// Returns when this many more passwords were verified than `before`, and the callers went on.
+async fn until_verified(app: &TestApp, before: u64, passwords: usize) {
     let started = std::time::Instant::now();
     while hashes(app) < before + u64::try_from(passwords).unwrap() {
-        assert!(started.elapsed().as_secs() < 30, "the passwords were not tried");
+        assert!(started.elapsed().as_secs() < 30, "the passwords were not verified");
         tokio::task::yield_now().await;
     }
     for _ in 0..2 {
@@ -84,14 +84,14 @@ async fn until_tried(app: &TestApp, before: u64, passwords: usize) {
 async fn sessions_are_opened_together_and_each_for_its_own_user(pool: PgPool) {
     let app = with_customers(pool, 5).await;
     let recorder = Recorder::start();
-    let busy = keep_busy(&app, OPENINGS).await;
+    let busy = keep_busy(&app, USER_ROWS).await;
     let before = hashes(&app);
     // The first of them twice.
     let logins: Vec<_> = [0, 0, 1, 2, 3, 4].map(|index| start(&app, &user(index), PASSWORD)).into();
-    until_tried(&app, before, 6).await;
+    until_verified(&app, before, 6).await;
     // One who changes the password between its verification and the opening must sign in with the new one.
     app.execute("UPDATE users SET password_hash = '' WHERE email = 'user3@example.com'").await;
-    busy.let_go().await;
+    busy.release().await;
     let answers = together(logins.into_iter().map(|login| async { login.await.unwrap() })).await;
     assert_eq!((answers[4].status.as_u16(), count(&answers, 200)), (401, 5));
     for (answer, index) in answers.iter().zip([0, 0, 1, 2]).chain([(&answers[5], 4)]) {
@@ -108,9 +108,9 @@ async fn sessions_are_opened_together_and_each_for_its_own_user(pool: PgPool) {
     }
     let sessions: i64 = app.value("SELECT count(*) FROM sessions").await;
     assert_eq!(usize::try_from(sessions).unwrap(), WORKERS + 5);
-    let openings = recorder.take().iter().filter(|statement| statement.contains("INSERT INTO sessions")).count();
+    let inserts = recorder.take().iter().filter(|statement| statement.contains("INSERT INTO sessions")).count();
     // Rotations open no session here, though their statement could.
-    assert_eq!(openings, WORKERS + 1 + 5, "the first ones, one batch, and the refreshes");
+    assert_eq!(inserts, WORKERS + 1 + 5, "the first ones, one batch, and the refreshes");
 }
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
@@ -122,11 +122,11 @@ async fn a_poisoned_login_fails_alone(pool: PgPool) {
     )
     .await;
     assert_eq!(app.user_id(&user(1)).await, 6);
-    let busy = keep_busy(&app, OPENINGS).await;
+    let busy = keep_busy(&app, USER_ROWS).await;
     let before = hashes(&app);
     let logins: Vec<_> = (0..3).map(|index| start(&app, &user(index), PASSWORD)).collect();
-    until_tried(&app, before, 3).await;
-    busy.let_go().await;
+    until_verified(&app, before, 3).await;
+    busy.release().await;
     for (index, login) in logins.into_iter().enumerate() {
         let answer = login.await.unwrap();
         if index == 1 {
@@ -138,7 +138,7 @@ async fn a_poisoned_login_fails_alone(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
-async fn those_who_are_looked_up_together_are_told_of_nobody_else(pool: PgPool) {
+async fn accounts_looked_up_in_one_batch_get_their_own_answers(pool: PgPool) {
     let app = with_customers(pool, 2).await;
     for _ in 0..20 {
         assert_eq!(app.try_login(&user(1), "not the password").await.status, 401);
@@ -153,7 +153,7 @@ async fn those_who_are_looked_up_together_are_told_of_nobody_else(pool: PgPool) 
         start(&app, &user(0), "not the password"),
     ];
     assert_eq!(app.get("/auth/ready").await.status, 200);
-    busy.let_go().await;
+    busy.release().await;
     let answers = together(logins.map(|login| async { login.await.unwrap() })).await;
     let statuses: Vec<u16> = answers.iter().map(|answer| answer.status.as_u16()).collect();
     assert_eq!(statuses, [200, 429, 401, 200, 401]);
