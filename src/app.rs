@@ -22,6 +22,8 @@ pub struct App(Arc<Parts>);
 
 /// Batches of logins in the database at once, at most: some may wait for a row.
 const LOGIN_WORKERS: u32 = 4;
+/// Connections for refreshes, and batches of them in the database at once: two keep it busy.
+pub const REFRESH_CONNECTIONS: u32 = 2;
 
 /// What an [`App`] is made of.
 #[derive(Debug)]
@@ -54,7 +56,7 @@ impl App {
     pub fn new(config: Config, clock: Clock) -> std::io::Result<Self> {
         let database = &config.database;
         let db = db::pool(&database.options, database.max_connections);
-        let refresh_pool = db::refresh_pool(&database.options, config.refresh_connections);
+        let refresh_pool = db::refresh_pool(&database.options, REFRESH_CONNECTIONS);
         Self::with_pools(config, clock, db, refresh_pool)
     }
 
@@ -74,7 +76,7 @@ impl App {
         )?;
         let tokens =
             TokenKeys::new(config.jwt_algorithm, &config.jwt_secret, &config.jwt_secret_previous, config.lifetimes);
-        let max_batch = config.refresh_batch_size;
+        let max_batch = config.batch_size;
         let account_lookups = Batcher::start(db.clone(), LOGIN_WORKERS, max_batch);
         let session_inserts = Batcher::start(db.clone(), LOGIN_WORKERS, max_batch);
         let workers = refresh_pool.options().get_max_connections();

@@ -94,8 +94,7 @@ pub struct Config {
     pub lifetimes: Lifetimes,
     pub refresh_grace: TimeDelta,
     pub refresh_grace_answer: GraceAnswer,
-    pub refresh_batch_size: usize,
-    pub refresh_connections: u32,
+    pub batch_size: usize,
     pub hasher: HasherSettings,
     pub throttle: Option<Throttle>,
     pub register_open_roles: Vec<Role>,
@@ -142,8 +141,7 @@ impl fmt::Display for Config {
         writeln!(f, "REFRESH_GRACE_SECONDS={}", self.refresh_grace.num_seconds())?;
         let replay = self.refresh_grace_answer == GraceAnswer::Replay;
         writeln!(f, "REFRESH_GRACE_ANSWER={}", if replay { "replay" } else { "reject" })?;
-        writeln!(f, "REFRESH_BATCH_SIZE={}", self.refresh_batch_size)?;
-        writeln!(f, "REFRESH_CONNECTIONS={}", self.refresh_connections)?;
+        writeln!(f, "BATCH_SIZE={}", self.batch_size)?;
         writeln!(f, "PASSWORD_ARGON2_MEMORY_KIB={}", self.hasher.cost.m_kib)?;
         writeln!(f, "PASSWORD_ARGON2_PASSES={}", self.hasher.cost.t)?;
         writeln!(f, "PASSWORD_HASH_CONCURRENCY={}", self.hasher.pool.concurrency)?;

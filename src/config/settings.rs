@@ -147,10 +147,10 @@ pub struct Settings {
     refresh_grace_answer: Option<String>,
     /// Refreshes, or logins, committed together at most; 1 turns batching off [default: 128]
     #[arg(long, env, value_name = "COUNT", help_heading = "Tokens")]
+    batch_size: Option<String>,
+    /// Former name of `BATCH_SIZE`
+    #[arg(long, env, hide = true)]
     refresh_batch_size: Option<String>,
-    /// Connections of the refresh queue [default: 2]
-    #[arg(long, env, value_name = "COUNT", help_heading = "Tokens")]
-    refresh_connections: Option<String>,
 
     #[command(flatten)]
     password: PasswordSettings,
@@ -286,6 +286,8 @@ impl Settings {
             _ if text.is_empty() => Err("is no role".to_owned()),
             role => role.map_err(|error| format!("is no role: {error}")),
         });
+        let batch_size =
+            set(self.batch_size.as_ref()).and(self.batch_size.as_ref()).or(self.refresh_batch_size.as_ref());
         let cleanup_seconds =
             p.number("CLEANUP_INTERVAL_SECONDS", self.cleanup_interval_seconds.as_ref(), 300_u64, 0..=86_400);
         Some(Config {
@@ -328,8 +330,7 @@ impl Settings {
                 GraceAnswer::Reject,
                 &[("reject", GraceAnswer::Reject), ("replay", GraceAnswer::Replay)],
             ),
-            refresh_batch_size: p.number("REFRESH_BATCH_SIZE", self.refresh_batch_size.as_ref(), 128, 1..=1024),
-            refresh_connections: p.number("REFRESH_CONNECTIONS", self.refresh_connections.as_ref(), 2, 1..=64),
+            batch_size: p.number("BATCH_SIZE", batch_size, 128, 1..=1024),
             hasher: self.password.read(p),
             throttle: p.word("THROTTLE", self.throttle.as_ref(), true, &ON_OFF).then_some(THROTTLE),
             register_open_roles: if roles.is_empty() { default_roles } else { roles },

@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use tower::Service as _;
 
 use super::{Peer, Service, service};
-use crate::app::App;
+use crate::app::{self, App};
 
 /// A connection that begins no request for so long is closed within as long again: one that is silent, or that never
 /// gets to the end of a head. A gateway that keeps connections must give them up earlier (Traefik does so after 90 s), or
@@ -131,7 +131,7 @@ fn connection_limit(app: &App) -> usize {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     let configured = app.config.max_connections;
     let Some(open_files) = getrlimit(Resource::Nofile).current else { return configured };
-    let database = u64::from(app.config.database.max_connections) + u64::from(app.config.refresh_connections);
+    let database = u64::from(app.config.database.max_connections) + u64::from(app::REFRESH_CONNECTIONS);
     let room = usize::try_from(open_files.saturating_sub(RESERVED_DESCRIPTORS + database)).unwrap_or(usize::MAX).max(1);
     if room < configured {
         tracing::warn!(configured, room, open_files, "MAX_CONNECTIONS is more than the limit of open files allows");

@@ -45,7 +45,7 @@ async fn twenty_refreshes_of_such_a_token_at_once_open_one_session(pool: PgPool)
     assert_eq!((count(&answers, 200), count(&answers, 401)), (1, 19));
     assert_eq!(app.value::<i64>("SELECT count(*) FROM sessions").await, 1);
 
-    let app = TestApp::with_clock(app.db.clone(), &[REPLAY, "--refresh-batch-size=1"], app.clock.clone());
+    let app = TestApp::with_clock(app.db.clone(), &[REPLAY, "--batch-size=1"], app.clock.clone());
     let token = app.python_token("cust@example.com", "5c2d").await;
     let answers = app.refresh_together(&token, 20).await;
     assert_eq!(count(&answers, 200), 20);

@@ -3,6 +3,7 @@
 //! With one connection there is one batch at a time. A first refresh, whose row is locked, keeps it busy; all that come
 //! meanwhile are in the next batch.
 
+use auth::clock::Clock;
 use sqlx::{PgPool, PgTransaction};
 use tokio::task::JoinHandle;
 
@@ -10,7 +11,11 @@ use crate::recorder::Recorder;
 use crate::support::{Answer, Pair, TestApp, pair};
 
 const REFUSED: &str = "Refresh token not valid";
-const ONE_CONNECTION: &str = "--refresh-connections=1";
+
+/// A service with one batch of refreshes at a time.
+fn one_connection(pool: PgPool, flags: &[&str]) -> TestApp {
+    TestApp::with_refresh_connections(pool, flags, Clock::system(), 1)
+}
 
 /// A refresh that waits for its row, and what holds the row.
 struct Busy {
@@ -74,7 +79,7 @@ fn rotations(recorder: &Recorder) -> usize {
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
 async fn calls_that_wait_are_one_batch_and_each_gets_its_own_answer(pool: PgPool) {
-    let app = TestApp::with(pool, &[ONE_CONNECTION]);
+    let app = one_connection(pool, &[]);
     let tokens = customers(&app, 8).await;
     assert_eq!(app.logout(&tokens[3].refresh).await.status, 200);
     let recorder = Recorder::start();
@@ -94,7 +99,7 @@ async fn calls_that_wait_are_one_batch_and_each_gets_its_own_answer(pool: PgPool
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
 async fn a_poisoned_refresh_fails_alone(pool: PgPool) {
-    let app = TestApp::with(pool, &[ONE_CONNECTION]);
+    let app = one_connection(pool, &[]);
     let tokens = customers(&app, 8).await;
     poison(&app).await;
     assert_eq!(app.user_id("user1@example.com").await, POISONED);
@@ -118,7 +123,7 @@ async fn a_poisoned_refresh_fails_alone(pool: PgPool) {
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
 async fn one_token_fifty_times_in_one_batch_succeeds_once(pool: PgPool) {
-    let app = TestApp::with(pool, &[ONE_CONNECTION]);
+    let app = one_connection(pool, &[]);
     let tokens = app.customer("cust@example.com").await;
     let bystander = app.login("cust@example.com").await;
     let recorder = Recorder::start();
@@ -143,7 +148,7 @@ async fn one_token_fifty_times_in_one_batch_succeeds_once(pool: PgPool) {
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
 async fn one_token_fifty_times_in_one_batch_gives_one_successor_under_replay(pool: PgPool) {
-    let app = TestApp::with(pool, &[ONE_CONNECTION, "--refresh-grace-answer=replay"]);
+    let app = one_connection(pool, &["--refresh-grace-answer=replay"]);
     let tokens = app.customer("cust@example.com").await;
     let busy = keep_busy(&app).await;
     let refreshes: Vec<_> = (0..50).map(|_| start(&app, &tokens.refresh)).collect();
@@ -157,7 +162,7 @@ async fn one_token_fifty_times_in_one_batch_gives_one_successor_under_replay(poo
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
 async fn a_caller_that_went_away_is_left_out_and_takes_nobody_with_it(pool: PgPool) {
-    let app = TestApp::with(pool, &[ONE_CONNECTION]);
+    let app = one_connection(pool, &[]);
     let tokens = customers(&app, 6).await;
     let busy = keep_busy(&app).await;
     let mut refreshes: Vec<_> = tokens.iter().map(|tokens| start(&app, &tokens.refresh)).collect();
@@ -179,7 +184,7 @@ async fn a_caller_that_went_away_is_left_out_and_takes_nobody_with_it(pool: PgPo
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
 async fn a_caller_that_went_away_too_late_finds_the_successor_by_a_retry(pool: PgPool) {
-    let app = TestApp::with(pool, &[ONE_CONNECTION, "--refresh-grace-answer=replay"]);
+    let app = one_connection(pool, &["--refresh-grace-answer=replay"]);
     let tokens = customers(&app, 2).await;
     let mut holder = app.db.begin().await.unwrap();
     sqlx::query("SELECT FROM refresh_tokens FOR UPDATE").execute(&mut *holder).await.unwrap();
@@ -197,7 +202,7 @@ async fn a_caller_that_went_away_too_late_finds_the_successor_by_a_retry(pool: P
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
 async fn a_broken_connection_fails_its_batch_and_is_replaced(pool: PgPool) {
-    let app = TestApp::with(pool, &[ONE_CONNECTION]);
+    let app = one_connection(pool, &[]);
     let tokens = app.customer("cust@example.com").await;
     let mut holder = app.db.begin().await.unwrap();
     sqlx::query("SELECT FROM refresh_tokens FOR UPDATE").execute(&mut *holder).await.unwrap();
@@ -217,7 +222,7 @@ async fn a_broken_connection_fails_its_batch_and_is_replaced(pool: PgPool) {
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
 async fn every_caller_with_a_poisoned_token_gets_503(pool: PgPool) {
-    let app = TestApp::with(pool, &[ONE_CONNECTION]);
+    let app = one_connection(pool, &[]);
     let tokens = customers(&app, 2).await;
     poison(&app).await;
     let busy = keep_busy(&app).await;
@@ -246,7 +251,7 @@ async fn a_row_that_somebody_keeps_locked_holds_up_nobody_else(pool: PgPool) {
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
 async fn a_server_that_goes_down_has_refused_nothing(pool: PgPool) {
-    let app = TestApp::with(pool, &[ONE_CONNECTION]);
+    let app = one_connection(pool, &[]);
     let tokens = customers(&app, 3).await;
     let busy = keep_busy(&app).await;
     let refreshes: Vec<_> = tokens.iter().map(|tokens| start(&app, &tokens.refresh)).collect();

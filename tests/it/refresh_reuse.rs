@@ -1,5 +1,6 @@
 //! `POST /auth/refresh` with a token that was exchanged before: a retry within the window, a thief after it.
 
+use auth::clock::Clock;
 use sqlx::PgPool;
 
 use crate::support::{Answer, Pair, TestApp, count, pair, together};
@@ -33,8 +34,8 @@ async fn of_20_or_50_refreshes_of_one_token_at_once_exactly_one_succeeds(pool: P
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
 async fn so_it_is_across_replicas_and_without_batches(pool: PgPool) {
-    let one = TestApp::with(pool, &["--refresh-batch-size=1", "--refresh-connections=8"]);
-    let two = TestApp::with_clock(one.db.clone(), &["--refresh-connections=4"], one.clock.clone());
+    let one = TestApp::with_refresh_connections(pool, &["--batch-size=1"], Clock::system(), 8);
+    let two = TestApp::with_refresh_connections(one.db.clone(), &[], one.clock.clone(), 4);
     let mut tokens = one.customer("cust@example.com").await;
     for _ in 0..10 {
         let answers = together((0..20).map(|index| {

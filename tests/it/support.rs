@@ -132,8 +132,13 @@ impl TestApp {
 
     /// Another replica on the same database would share the clock, too.
     pub(crate) fn with_clock(pool: PgPool, flags: &[&str], clock: Clock) -> Self {
+        Self::with_refresh_connections(pool, flags, clock, auth::app::REFRESH_CONNECTIONS)
+    }
+
+    /// As many refresh batches at once as there are connections for them.
+    pub(crate) fn with_refresh_connections(pool: PgPool, flags: &[&str], clock: Clock, connections: u32) -> Self {
         let config = config(flags);
-        let refresh_db = db::refresh_pool(&pool.connect_options(), config.refresh_connections);
+        let refresh_db = db::refresh_pool(&pool.connect_options(), connections);
         let app = App::with_pools(config, clock.clone(), pool.clone(), refresh_db.clone()).unwrap();
         Self { service: http::service(app.clone()), app, db: pool, refresh_db, clock }
     }
