@@ -1,0 +1,160 @@
+//! Logging: how a line looks, and how it gets to standard output.
+//!
+//! A request never waits for the reader of the log. Lines pass through a bounded queue to a thread of their own. When the
+//! reader is too slow for too long, lines are dropped rather than sign-ins.
+
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use tracing::Dispatch;
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::config::LogFormat;
+
+/// How many lines may wait to be written; some megabytes.
+const MAX_WAITING_LINES: usize = 16 * 1024;
+/// How long the last lines may take: a reader that does not read must not keep the process from ending.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Starts logging to standard output, until the guard is dropped. A second call in one process changes nothing.
+///
+/// # Errors
+/// When `filter` is no list of `target=level` directives.
+pub fn init(format: LogFormat, filter: &str) -> Result<LogGuard, Box<dyn std::error::Error + Send + Sync>> {
+    let filter = EnvFilter::try_new(filter)?;
+    let stdout = io::stdout();
+    let ansi = stdout.is_terminal();
+    let (lines, guard) = lines_to(stdout);
+    // Fails only where a subscriber is set already, which is as good.
+    let _ = subscriber(format, filter, ansi, lines).try_init();
+    Ok(guard)
+}
+
+fn subscriber<W>(format: LogFormat, filter: EnvFilter, ansi: bool, writer: W) -> Dispatch
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(writer);
+    match format {
+        LogFormat::Json => subscriber.json().flatten_event(true).with_span_list(false).finish().into(),
+        LogFormat::Pretty => subscriber.with_target(false).finish().into(),
+    }
+}
+
+fn lines_to(output: impl Write + Send + 'static) -> (NonBlocking, LogGuard) {
+    let queue = NonBlockingBuilder::default().buffered_lines_limit(MAX_WAITING_LINES).thread_name("log");
+    let (lines, worker) = queue.finish(BufWriter::new(output));
+    (lines, LogGuard(Some(worker)))
+}
+
+/// Writes the lines that wait when it is dropped.
+#[derive(Debug)]
+pub struct LogGuard(Option<WorkerGuard>);
+
+impl Drop for LogGuard {
+    fn drop(&mut self) {
+        let worker = self.0.take();
+        let (done, flushed) = mpsc::channel::<()>();
+        // The worker's own guard complains on standard output when the queue is full, and would wait for the reader there.
+        thread::spawn(move || {
+            drop(worker);
+            drop(done);
+        });
+        let _ = flushed.recv_timeout(FLUSH_TIMEOUT);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What `events` log, without the times.
+    fn logged(events: impl FnOnce()) -> Vec<Value> {
+        let log = Log::default();
+        let (lines, guard) = lines_to(log.clone());
+        tracing::dispatcher::with_default(&subscriber(LogFormat::Json, EnvFilter::new("info"), false, lines), events);
+        drop(guard);
+        let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        let lines = text.lines().map(|line| {
+            let mut line: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            let time = line.as_object_mut().unwrap().remove("timestamp").unwrap();
+            chrono::DateTime::parse_from_rfc3339(time.as_str().unwrap()).unwrap();
+            line
+        });
+        lines.collect()
+    }
+
+    #[test]
+    fn a_line_is_an_object_of_the_fields_of_its_event_and_the_request_it_belongs_to() {
+        let lines = logged(|| {
+            let error = io::Error::other("it \"failed\"");
+            let error = &error as &dyn std::error::Error;
+            tracing::info_span!("request", id = "a \"b\"").in_scope(|| {
+                tracing::warn!(audit = true, user.id = 7_i64, network = %"2001:db8::/64", error, "words");
+            });
+            tracing::info!("outside\n{}", '\u{1f600}');
+        });
+        assert_eq!(
+            lines,
+            [
+                json!({
+                    "level": "WARN", "message": "words", "audit": true, "user.id": 7, "network": "2001:db8::/64",
+                    "error": "it \"failed\"", "target": module_path!(), "span": {"name": "request", "id": "a \"b\""},
+                }),
+                json!({"level": "INFO", "message": "outside\n\u{1f600}", "target": module_path!()}),
+            ]
+        );
+    }
+
+    /// An output that takes nothing until the test says so.
+    struct Stalled(mpsc::Receiver<()>, Log);
+
+    impl Write for Stalled {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let _ = self.0.recv();
+            self.1.write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_reader_that_does_not_read_holds_nobody_up() {
+        let (resume, stalled) = mpsc::channel();
+        let log = Log::default();
+        let (mut lines, guard) = lines_to(Stalled(stalled, log.clone()));
+        let line = [b'x'; 1024];
+        for _ in 0..2 * MAX_WAITING_LINES {
+            lines.write_all(&line).unwrap();
+        }
+        drop(resume);
+        drop(guard);
+        let written = log.0.lock().unwrap().len() / line.len();
+        assert!((MAX_WAITING_LINES..MAX_WAITING_LINES * 3 / 2).contains(&written), "{written}");
+    }
+}
