@@ -20,6 +20,14 @@ pub struct User {
     pub role: Role,
 }
 
+/// A user with what administrators see of one.
+#[derive(Clone, Debug)]
+pub struct UserDetails {
+    pub user: User,
+    pub created_at: DateTime<Utc>,
+    pub email_verified: bool,
+}
+
 /// A user with what a login is checked against.
 #[derive(Clone, Debug)]
 pub struct Account {
@@ -118,6 +126,22 @@ pub async fn of_bearer(pool: &PgPool, subject: &str, session_id: Option<SessionI
     )
     .fetch_optional(pool)
     .await
+}
+
+/// The user with this id.
+pub async fn get(executor: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<Option<UserDetails>> {
+    let row = sqlx::query!(
+        r#"SELECT id AS "id: UserId", email, role AS "role: Role", created_at FROM users WHERE id = $1"#,
+        id as _,
+    )
+    .fetch_optional(executor)
+    .await?;
+    Ok(row.map(|row| UserDetails {
+        user: User { id: row.id, email: row.email, role: row.role },
+        created_at: row.created_at.and_utc(),
+        // Addresses are not verified yet. Once they are: whether `users.email_verified_at` is set.
+        email_verified: false,
+    }))
 }
 
 /// Whether there is such a user.

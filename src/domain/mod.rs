@@ -5,6 +5,7 @@ pub mod email;
 mod idna;
 pub mod ids;
 pub mod network;
+pub mod page;
 pub mod password;
 pub mod role;
 pub mod session;

@@ -6,7 +6,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::error::ApiError;
-use super::extract::{BearerToken, Body, FromBody, Json};
+use super::extract::{BearerToken, Body, FromBody, Json, SignedIn};
 use super::responses::{BodyErrors, Throttled, Unauthorized, Unavailable};
 use super::validation::{BodyError, Fields, Refusal};
 use crate::app::App;
@@ -16,7 +16,7 @@ use crate::domain::password::{Password, PasswordError};
 use crate::domain::role::{Role, RoleError};
 use crate::service::logout::Scope;
 use crate::service::tokens::TokenPair;
-use crate::service::{bearer, login, logout, password, refresh, register};
+use crate::service::{login, logout, password, refresh, register};
 
 impl From<EmailError> for Refusal {
     fn from(error: EmailError) -> Self {
@@ -171,7 +171,7 @@ impl From<TokenPair> for Tokens {
     ))]
 pub(super) async fn register(
     State(app): State<App>,
-    bearer: BearerToken,
+    BearerToken(bearer): BearerToken,
     client: ClientInfo,
     Body(request): Body<RegisterRequest>,
 ) -> Result<(StatusCode, Json<Status>), ApiError> {
@@ -234,11 +234,10 @@ pub(super) async fn logout(
     ))]
 pub(super) async fn password(
     State(app): State<App>,
-    bearer: BearerToken,
+    SignedIn(bearer): SignedIn,
     client: ClientInfo,
     Body(request): Body<PasswordRequest>,
 ) -> Result<Json<Tokens>, ApiError> {
-    let bearer = bearer::authenticate(&app, bearer.as_deref()).await?;
     let PasswordRequest { current_password, new_password } = request;
     Ok(Json(password::change_password(&app, &bearer, &current_password, new_password, &client).await?.into()))
 }

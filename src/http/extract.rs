@@ -6,17 +6,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::body::Body as RawBody;
 use axum::extract::{FromRequest, FromRequestParts, RawQuery, Request};
-use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, USER_AGENT};
+use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, LINK, USER_AGENT};
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use chrono::{DateTime, SecondsFormat, Utc};
 use http_body_util::BodyExt as _;
 use serde::Serialize;
 
 use super::error::ApiError;
 use super::validation::{BodyError, Fields, Place, Problem};
 use crate::app::App;
+use crate::config::UsersListAccess;
 use crate::domain::client::ClientInfo;
+use crate::domain::page::PageSize;
+use crate::service::bearer::{self, Bearer};
 
 /// Largest body that is read.
 const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -38,6 +42,17 @@ impl<T: Serialize> IntoResponse for Json<T> {
             Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
         }
     }
+}
+
+/// How a time is written: RFC 3339, UTC, whole seconds.
+pub(super) fn rfc3339(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Secs, true)
+}
+
+/// A `Link` header that names the next page of the list at `path`, if there is one (RFC 8288).
+pub(super) fn link_to_next(path: &str, size: PageSize, after: Option<impl std::fmt::Display>) -> HeaderMap {
+    let link = after.map(|after| format!("<{path}?limit={}&after={after}>; rel=\"next\"", size.get()));
+    link.and_then(|link| HeaderValue::try_from(link).ok()).map(|link| (LINK, link)).into_iter().collect()
 }
 
 /// A request that is read from a body.
@@ -85,24 +100,57 @@ async fn read(parts: &Parts, mut body: RawBody) -> Result<Vec<u8>, ApiError> {
 }
 
 /// The token of `Authorization: Bearer`, if there is exactly one such header and it is well formed (RFC 6750 §2.1).
-pub(super) struct BearerToken(Option<String>);
+pub(super) struct BearerToken(pub Option<String>);
 
-impl BearerToken {
-    pub(super) fn as_deref(&self) -> Option<&str> {
-        self.0.as_deref()
-    }
-}
+impl FromRequestParts<App> for BearerToken {
+    type Rejection = ApiError;
 
-impl<S: Sync> FromRequestParts<S> for BearerToken {
-    type Rejection = std::convert::Infallible;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+    async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, ApiError> {
         let mut values = parts.headers.get_all(AUTHORIZATION).iter();
         let token = match (values.next(), values.next()) {
             (Some(value), None) => value.to_str().ok().and_then(token68),
             _ => None,
         };
         Ok(Self(token))
+    }
+}
+
+/// The bearer of an access token. Handlers take it, or [`Admin`], before everything else: 401 and 403 come before the
+/// body is read.
+pub(super) struct SignedIn(pub Bearer);
+
+impl FromRequestParts<App> for SignedIn {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let BearerToken(token) = BearerToken::from_request_parts(parts, app).await?;
+        Ok(Self(bearer::authenticate(app, token.as_deref()).await?))
+    }
+}
+
+/// A bearer who is an administrator.
+pub(super) struct Admin(pub Bearer);
+
+impl FromRequestParts<App> for Admin {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let BearerToken(token) = BearerToken::from_request_parts(parts, app).await?;
+        Ok(Self(bearer::require_admin(app, token.as_deref()).await?))
+    }
+}
+
+/// Somebody who may list the users: anybody or an administrator, as `USERS_LIST_ACCESS` says.
+pub(super) struct MayListUsers;
+
+impl FromRequestParts<App> for MayListUsers {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        if app.config.users_list_access == UsersListAccess::Admin {
+            Admin::from_request_parts(parts, app).await?;
+        }
+        Ok(Self)
     }
 }
 
@@ -177,6 +225,12 @@ impl<S: Send + Sync> FromRequestParts<S> for Query {
 impl Query {
     pub(super) fn text(&self, name: &str) -> Option<&str> {
         self.0.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// How many entries a page is to have.
+    pub(super) fn page_size(&self) -> Result<PageSize, ApiError> {
+        let size = self.number("limit", 1..=PageSize::MAX.get())?;
+        Ok(size.and_then(PageSize::new).unwrap_or_default())
     }
 
     /// A whole number within bounds.

@@ -50,7 +50,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(sessions::end))
         .routes(routes!(users::list))
         .routes(routes!(users::me))
-        .routes(routes!(users::set_role, users::delete))
+        .routes(routes!(users::get, users::set_role, users::delete))
         .routes(routes!(users::list_sessions, users::end_sessions))
         .routes(routes!(health::health))
         .routes(routes!(health::ready))

@@ -2,19 +2,18 @@
 
 use axum::extract::State;
 use axum::http::StatusCode;
-use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::error::ApiError;
-use super::extract::{BearerToken, Json, PathSegment};
+use super::extract::{Json, PathSegment, SignedIn, rfc3339};
 use super::responses::{NotFound, Unauthorized, Unavailable};
 use crate::app::App;
 use crate::domain::client::ClientInfo;
 use crate::domain::ids::SessionId;
 use crate::error::Error;
-use crate::service::{bearer, sessions};
+use crate::service::sessions;
 
 /// A session that can still refresh.
 #[derive(Serialize, ToSchema)]
@@ -36,11 +35,10 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn new(session: sessions::Session, current: Option<SessionId>) -> Self {
-        let time = |time: DateTime<Utc>| time.to_rfc3339_opts(SecondsFormat::Secs, true);
         Self {
             id: session.id.0,
-            created_at: time(session.created_at),
-            last_seen_at: time(session.last_seen_at),
+            created_at: rfc3339(session.created_at),
+            last_seen_at: rfc3339(session.last_seen_at),
             user_agent: session.user_agent,
             ip: session.ip.map(|ip| ip.to_string()),
             current: current == Some(session.id),
@@ -52,8 +50,7 @@ impl Session {
 #[utoipa::path(get, path = "/auth/sessions", tag = "sessions",
     security(("bearer" = [])),
     responses((status = 200, description = "Latest first", body = Vec<Session>), Unauthorized, Unavailable))]
-pub(super) async fn list(State(app): State<App>, bearer: BearerToken) -> Result<Json<Vec<Session>>, ApiError> {
-    let bearer = bearer::authenticate(&app, bearer.as_deref()).await?;
+pub(super) async fn list(State(app): State<App>, SignedIn(bearer): SignedIn) -> Result<Json<Vec<Session>>, ApiError> {
     let sessions = sessions::list(&app, &bearer).await?;
     Ok(Json(sessions.into_iter().map(|session| Session::new(session, bearer.session_id)).collect()))
 }
@@ -65,11 +62,10 @@ pub(super) async fn list(State(app): State<App>, bearer: BearerToken) -> Result<
     responses((status = 204, description = "Ended"), Unauthorized, NotFound, Unavailable))]
 pub(super) async fn end(
     State(app): State<App>,
-    bearer: BearerToken,
+    SignedIn(bearer): SignedIn,
     client: ClientInfo,
     PathSegment(id): PathSegment,
 ) -> Result<StatusCode, ApiError> {
-    let bearer = bearer::authenticate(&app, bearer.as_deref()).await?;
     // What is no session id is nobody's session.
     let id = Uuid::try_parse(&id).map_err(|_| Error::NotFound)?;
     sessions::end(&app, &bearer, SessionId(id), &client).await?;

@@ -1,13 +1,14 @@
 //! `/users/`, `/users/me`, `/users/{id}` and a user's sessions, for administrators.
 
 use axum::extract::State;
-use axum::http::header::LINK;
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, StatusCode};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::error::ApiError;
-use super::extract::{BearerToken, Body, FromBody, Json, PathSegment, Query, whole_number};
+use super::extract::{
+    Admin, Body, FromBody, Json, MayListUsers, PathSegment, Query, SignedIn, link_to_next, rfc3339, whole_number,
+};
 use super::responses::{BodyErrors, Forbidden, NotFound, ParameterErrors, Unauthorized, Unavailable};
 use super::sessions::Session;
 use super::validation::{BodyError, Fields, Place};
@@ -15,11 +16,7 @@ use crate::app::App;
 use crate::domain::client::ClientInfo;
 use crate::domain::ids::UserId;
 use crate::domain::role::Role;
-use crate::service::users::Page;
-use crate::service::{bearer, sessions, users};
-
-const DEFAULT_LIMIT: i64 = 100;
-const MAX_LIMIT: i64 = 1000;
+use crate::service::{sessions, users};
 
 /// A user.
 #[derive(Serialize, ToSchema)]
@@ -35,6 +32,28 @@ pub(super) struct User {
 impl From<users::User> for User {
     fn from(user: users::User) -> Self {
         Self { id: user.id.0, email: user.email, role: user.role.as_str().to_owned() }
+    }
+}
+
+/// A user with what administrators see of one.
+#[derive(Serialize, ToSchema)]
+pub(super) struct UserDetails {
+    #[schema(example = 1)]
+    id: i64,
+    #[schema(example = "cust@example.com")]
+    email: String,
+    #[schema(example = "customer")]
+    role: String,
+    /// RFC 3339, UTC.
+    #[schema(format = DateTime)]
+    created_at: String,
+    email_verified: bool,
+}
+
+impl From<users::UserDetails> for UserDetails {
+    fn from(details: users::UserDetails) -> Self {
+        let User { id, email, role } = details.user.into();
+        Self { id, email, role, created_at: rfc3339(details.created_at), email_verified: details.email_verified }
     }
 }
 
@@ -79,29 +98,40 @@ fn user_id(text: &str) -> Result<UserId, ApiError> {
     ))]
 pub(super) async fn list(
     State(app): State<App>,
-    bearer: BearerToken,
+    _: MayListUsers,
     query: Query,
 ) -> Result<(HeaderMap, Json<Vec<User>>), ApiError> {
-    let limit = query.number("limit", 1..=MAX_LIMIT)?.unwrap_or(DEFAULT_LIMIT);
+    let size = query.page_size()?;
     let after = query.number("after", i64::MIN..=i64::MAX)?.unwrap_or(i64::MIN);
     // An address with a NUL cannot be stored, so nobody has it.
     let email = query.text("email").map(|email| email.replace('\0', "\u{fffd}"));
-    let page = Page { limit: u32::try_from(limit).unwrap_or(u32::MAX), after: UserId(after), email };
-    let found = users::list(&app, bearer.as_deref(), &page).await?;
-    let mut headers = HeaderMap::new();
-    if let Some(next) = found.next_after {
-        let link = format!("</users/?limit={limit}&after={next}>; rel=\"next\"");
-        headers.extend(HeaderValue::try_from(link).ok().map(|value| (LINK, value)));
-    }
-    Ok((headers, Json(found.users.into_iter().map(User::from).collect())))
+    let page = users::list(&app.db, UserId(after), size, email.as_deref()).await?;
+    let link = link_to_next("/users/", size, page.next_after().map(|user| user.id));
+    Ok((link, Json(page.entries.into_iter().map(User::from).collect())))
 }
 
 /// The bearer
 #[utoipa::path(get, path = "/users/me", tag = "users",
     security(("bearer" = [])),
     responses((status = 200, description = "The user the token speaks for", body = User), Unauthorized, Unavailable))]
-pub(super) async fn me(State(app): State<App>, bearer: BearerToken) -> Result<Json<User>, ApiError> {
-    Ok(Json(bearer::authenticate(&app, bearer.as_deref()).await?.user.into()))
+pub(super) async fn me(SignedIn(bearer): SignedIn) -> Json<User> {
+    Json(bearer.user.into())
+}
+
+/// A user
+#[utoipa::path(get, path = "/users/{id}", tag = "users",
+    security(("bearer" = [])),
+    params(("id" = i64, Path)),
+    responses(
+        (status = 200, description = "The user", body = UserDetails),
+        Unauthorized, Forbidden, NotFound, ParameterErrors, Unavailable,
+    ))]
+pub(super) async fn get(
+    State(app): State<App>,
+    _: Admin,
+    PathSegment(id): PathSegment,
+) -> Result<Json<UserDetails>, ApiError> {
+    Ok(Json(users::get(&app.db, user_id(&id)?).await?.into()))
 }
 
 /// Give a user another role
@@ -114,12 +144,11 @@ pub(super) async fn me(State(app): State<App>, bearer: BearerToken) -> Result<Js
     ))]
 pub(super) async fn set_role(
     State(app): State<App>,
-    bearer: BearerToken,
+    Admin(admin): Admin,
     client: ClientInfo,
     PathSegment(id): PathSegment,
     Body(request): Body<RoleRequest>,
 ) -> Result<Json<User>, ApiError> {
-    let admin = bearer::require_admin(&app, bearer.as_deref()).await?;
     Ok(Json(users::set_role(&app, &admin, user_id(&id)?, &request.role, &client).await?.into()))
 }
 
@@ -133,11 +162,10 @@ pub(super) async fn set_role(
     ))]
 pub(super) async fn delete(
     State(app): State<App>,
-    bearer: BearerToken,
+    Admin(admin): Admin,
     client: ClientInfo,
     PathSegment(id): PathSegment,
 ) -> Result<StatusCode, ApiError> {
-    let admin = bearer::require_admin(&app, bearer.as_deref()).await?;
     users::delete(&app, &admin, user_id(&id)?, &client).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -152,10 +180,9 @@ pub(super) async fn delete(
     ))]
 pub(super) async fn list_sessions(
     State(app): State<App>,
-    bearer: BearerToken,
+    Admin(admin): Admin,
     PathSegment(id): PathSegment,
 ) -> Result<Json<Vec<Session>>, ApiError> {
-    let admin = bearer::require_admin(&app, bearer.as_deref()).await?;
     let sessions = sessions::list_of(&app, user_id(&id)?).await?;
     Ok(Json(sessions.into_iter().map(|session| Session::new(session, admin.session_id)).collect()))
 }
@@ -170,11 +197,10 @@ pub(super) async fn list_sessions(
     ))]
 pub(super) async fn end_sessions(
     State(app): State<App>,
-    bearer: BearerToken,
+    Admin(admin): Admin,
     client: ClientInfo,
     PathSegment(id): PathSegment,
 ) -> Result<Json<Ended>, ApiError> {
-    let admin = bearer::require_admin(&app, bearer.as_deref()).await?;
     let ended = sessions::end_all_of(&app, &admin, user_id(&id)?, &client).await?;
     Ok(Json(Ended { ended }))
 }

@@ -1,48 +1,28 @@
 //! Listing, changing and deleting users.
 
+use sqlx::PgPool;
+
 use super::audit::audit_admin;
-use super::bearer::{Bearer, require_admin};
+use super::bearer::Bearer;
 use crate::app::App;
-use crate::config::UsersListAccess;
 use crate::db;
 use crate::db::sessions::Which;
-pub use crate::db::users::User;
+pub use crate::db::users::{User, UserDetails};
 use crate::domain::client::ClientInfo;
 use crate::domain::ids::UserId;
+use crate::domain::page::{Page, PageSize};
 use crate::domain::role::Role;
 use crate::domain::session::EndReason;
 use crate::error::Error;
 
-/// Which part of the users to list.
-#[derive(Clone, Debug)]
-pub struct Page {
-    pub limit: u32,
-    /// Only users with a greater id.
-    pub after: UserId,
-    /// Only the user with exactly this address.
-    pub email: Option<String>,
+/// Lists users by id, those with a greater one than `after`; with `email`, only the one with exactly that address.
+pub async fn list(db: &PgPool, after: UserId, size: PageSize, email: Option<&str>) -> Result<Page<User>, Error> {
+    Ok(size.page(db::users::list(db, after, size.rows(), email).await?))
 }
 
-/// A part of the users.
-#[derive(Clone, Debug)]
-pub struct Users {
-    pub users: Vec<User>,
-    /// Where the next page starts, if there is more.
-    pub next_after: Option<UserId>,
-}
-
-/// Lists users by id.
-pub async fn list(app: &App, bearer: Option<&str>, page: &Page) -> Result<Users, Error> {
-    if app.config.users_list_access == UsersListAccess::Admin {
-        require_admin(app, bearer).await?;
-    }
-    let limit = usize::try_from(page.limit).unwrap_or(usize::MAX);
-    // One more than asked for tells whether there is a next page.
-    let mut users = db::users::list(&app.db, page.after, i64::from(page.limit) + 1, page.email.as_deref()).await?;
-    let more = users.len() > limit;
-    users.truncate(limit);
-    let next_after = users.last().filter(|_| more).map(|user| user.id);
-    Ok(Users { users, next_after })
+/// A user with what administrators see of one.
+pub async fn get(db: &PgPool, id: UserId) -> Result<UserDetails, Error> {
+    db::users::get(db, id).await?.ok_or(Error::NotFound)
 }
 
 /// Gives a user another role. Access tokens that are out keep the old one until they expire.

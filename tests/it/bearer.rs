@@ -1,7 +1,12 @@
 //! `GET /users/me`, and what an access token must be to speak for its user.
 
-use axum::body::Body;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use axum::body::{Body, Bytes, HttpBody};
 use axum::http::{Method, Request, header};
+use hyper::body::Frame;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 
@@ -79,6 +84,44 @@ async fn the_authorization_header_is_read_strictly(pool: PgPool) {
     me(&[good, "Basic eDp5".to_owned()]).await.assert_detail(401, "Not authenticated");
     // A token in the address stays in logs; it is not looked for there.
     app.get(&format!("/users/me?access_token={token}")).await.assert_detail(401, "Not authenticated");
+}
+
+/// A body that never comes.
+struct Silent;
+
+impl HttpBody for Silent {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Pending
+    }
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn who_may_not_call_is_told_so_before_the_body_is_read(pool: PgPool) {
+    let app = TestApp::with(pool, &CLOSED);
+    let tokens = app.customer("cust@example.com").await;
+    for (method, path, token, status, sentence) in [
+        (Method::POST, "/auth/password", "", 401, "Not authenticated"),
+        (Method::POST, "/auth/password", "rubbish", 401, "Invalid access token"),
+        (Method::PATCH, "/users/1", "", 401, "Not authenticated"),
+        (Method::PATCH, "/users/1", "rubbish", 401, "Invalid access token"),
+        (Method::PATCH, "/users/1", tokens.access.as_str(), 403, "Not permitted"),
+        (Method::PATCH, "/users/x", tokens.access.as_str(), 403, "Not permitted"),
+    ] {
+        let request = Request::builder().method(method).uri(path);
+        let request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        app.send(request.body(Body::new(Silent)).unwrap()).await.assert_detail(status, sentence);
+    }
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn who_may_not_list_is_told_so_before_the_query_is_judged(pool: PgPool) {
+    let app = TestApp::with(pool, &CLOSED);
+    let tokens = app.customer("cust@example.com").await;
+    app.get("/users/?limit=x").await.assert_detail(401, "Not authenticated");
+    app.get_as("/users/?limit=x", &tokens.access).await.assert_detail(403, "Not permitted");
 }
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]

@@ -1,4 +1,4 @@
-//! `PATCH` and `DELETE /users/{id}`, `GET` and `DELETE /users/{id}/sessions`: what administrators do to users.
+//! `GET`, `PATCH` and `DELETE /users/{id}`, `GET` and `DELETE /users/{id}/sessions`: what administrators do to users.
 
 use axum::http::Method;
 use serde_json::{Value, json};
@@ -40,7 +40,10 @@ async fn only_an_administrator_may_and_others_change_nothing(pool: PgPool) {
     app.execute("UPDATE users SET role = 'customer' WHERE id = 3").await;
     let before = app.rows().await;
     for (method, path, body) in [
+        (Method::GET, "/users/2", None),
+        (Method::GET, "/users/x", None),
         (Method::PATCH, "/users/2", Some(json!({"role": "admin"}))),
+        (Method::PATCH, "/users/2", Some(json!({"role": 1}))),
         (Method::PATCH, "/users/99", Some(json!({"role": "admin"}))),
         (Method::DELETE, "/users/2", None),
         (Method::DELETE, "/users/x", None),
@@ -58,6 +61,23 @@ async fn only_an_administrator_may_and_others_change_nothing(pool: PgPool) {
         }
     }
     assert_eq!(app.rows().await, before);
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn an_administrator_sees_a_user(pool: PgPool) {
+    let scene = Scene::new(pool).await;
+    scene.app.execute("UPDATE users SET created_at = '2025-08-23 14:23:55.5' WHERE id = 2").await;
+    let answer = scene.request(Method::GET, "/users/2", None).await;
+    assert_eq!(
+        (answer.status.as_u16(), answer.body.as_str()),
+        (
+            200,
+            concat!(
+                r#"{"id":2,"email":"cust@example.com","role":"customer","#,
+                r#""created_at":"2025-08-23T14:23:55Z","email_verified":false}"#
+            )
+        )
+    );
 }
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
@@ -92,11 +112,14 @@ async fn what_is_no_role_or_no_user_is_refused(pool: PgPool) {
     patch("/users/2", json!({"role": null})).await.assert_problems(&[("string_type", role.clone())]);
     patch("/users/2", json!({"role": "r".repeat(33)})).await.assert_problems(&[("string_too_long", role.clone())]);
     patch("/users/2", json!({"role": "a\0"})).await.assert_problems(&[("value_error", role)]);
-    for (id, method) in [("x", Method::PATCH), ("1.5", Method::DELETE), ("9223372036854775808", Method::DELETE)] {
+    for (id, method) in
+        [("x", Method::GET), ("x", Method::PATCH), ("1.5", Method::DELETE), ("9223372036854775808", Method::DELETE)]
+    {
         let answer = scene.request(method, &format!("/users/{id}"), Some(json!({"role": "admin"}))).await;
         answer.assert_problems(&[("int_parsing", json!(["path", "id"]))]);
     }
     for id in ["99", "0", "-1", "9223372036854775807"] {
+        scene.request(Method::GET, &format!("/users/{id}"), None).await.assert_detail(404, "Not Found");
         patch(&format!("/users/{id}"), json!({"role": "admin"})).await.assert_detail(404, "Not Found");
         scene.request(Method::DELETE, &format!("/users/{id}"), None).await.assert_detail(404, "Not Found");
         scene.request(Method::GET, &format!("/users/{id}/sessions"), None).await.assert_detail(404, "Not Found");
