@@ -137,7 +137,7 @@ impl Metrics {
         method: &str,
         status: u16,
         elapsed: Duration,
-        [request_bytes, response_bytes]: [f64; 2],
+        [request_bytes, response_bytes]: [u32; 2],
     ) {
         let of_route = self.of_route(route, method);
         let class = usize::from(status / 100).clamp(1, 5);
@@ -145,8 +145,8 @@ impl Metrics {
             .get_or_init(|| self.http.requests.with_label_values(&[route, method, &format!("{class}xx")]));
         requests.inc();
         of_route.seconds.observe(elapsed.as_secs_f64());
-        of_route.request_bytes.observe(request_bytes);
-        of_route.response_bytes.observe(response_bytes);
+        of_route.request_bytes.observe(f64::from(request_bytes));
+        of_route.response_bytes.observe(f64::from(response_bytes));
     }
 
     fn of_route(&self, route: &str, method: &str) -> Arc<RouteMetrics> {

@@ -21,10 +21,12 @@ use axum::extract::Request;
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
 use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderName, Method, Uri};
+use axum::middleware::from_fn_with_state;
 use axum::response::Response;
 use axum::routing::get;
 use tower::ServiceBuilder;
 use tower::util::{MapRequest, MapRequestLayer, MapResponse, MapResponseLayer};
+use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -80,7 +82,8 @@ pub fn service(app: App) -> Service {
         .method_not_allowed_fallback(|| std::future::ready(ApiError::MethodNotAllowed))
         .layer(
             ServiceBuilder::new()
-                .layer(observe::ObserveLayer(app.clone()))
+                .layer(from_fn_with_state(app.clone(), observe::observe))
+                .layer(CatchPanicLayer::custom(observe::panicked))
                 .option_layer(app.config.cors_allowed_origins.as_ref().map(cors)),
         )
         .with_state(app);

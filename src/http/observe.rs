@@ -1,28 +1,23 @@
-//! What happens around every request: its id, its log line, its metrics, the headers every answer has, and the limits
-//! of time and of luck.
+//! What happens around every request: its id, its log line, its metrics, the headers every answer has, its time limit,
+//! and the answer to a panic.
 //!
 //! One line a request, with method, route, status, time and id. The route is its pattern: a raw path is a stranger's
 //! text and may hold anything, as do queries and bodies.
 
 use std::any::Any;
-use std::convert::Infallible;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Instant;
 
-use axum::extract::{MatchedPath, Request};
+use axum::body::HttpBody as _;
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{
     ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
     X_FRAME_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use pin_project_lite::pin_project;
-use tokio::time::{Timeout, timeout};
-use tower::{Layer, Service};
-use tracing::instrument::{Instrument, Instrumented};
-use tracing::{Span, debug_span, info_span};
+use tokio::time::timeout;
+use tracing::{Instrument as _, Span, debug_span, info_span};
 use uuid::Uuid;
 
 use super::error::ApiError;
@@ -41,106 +36,50 @@ const READY: &str = "/auth/ready";
 /// Stands for the status of a request whose client went away before it was answered, as in nginx.
 const CLIENT_GONE: u16 = 499;
 
-/// Wraps routes in all of it. Written out rather than as a function of `axum::middleware`, which would allocate four
-/// times for each request.
-#[derive(Clone)]
-pub(super) struct ObserveLayer(pub(super) App);
+/// More than this of a body is never received, whatever its length is said to be.
+const MAX_COUNTED_BYTES: u32 = 4 * 1024 * 1024;
 
-impl<S> Layer<S> for ObserveLayer {
-    type Service = Observe<S>;
-
-    fn layer(&self, inner: S) -> Observe<S> {
-        Observe { app: self.0.clone(), inner }
-    }
-}
-
-#[derive(Clone)]
-pub(super) struct Observe<S> {
-    app: App,
-    inner: S,
-}
-
-impl<S: Service<Request, Response = Response, Error = Infallible>> Service<Request> for Observe<S> {
-    type Response = Response;
-    type Error = Infallible;
-    type Future = ObservedFuture<S::Future>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request) -> Self::Future {
-        let seen = Seen::of(&request, self.app.clone());
-        let answer = self.inner.call(request).instrument(seen.span.clone());
-        ObservedFuture { answer: timeout(self.app.config.request_timeout, answer), seen }
-    }
-}
-
-pin_project! {
-    pub(super) struct ObservedFuture<F> {
-        #[pin]
-        answer: Timeout<Instrumented<F>>,
-        seen: Seen,
-    }
-}
-
-impl<F: Future<Output = Result<Response, Infallible>>> Future for ObservedFuture<F> {
-    type Output = Result<Response, Infallible>;
-
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        // What panicked is not used again.
-        let response = match catch_unwind(AssertUnwindSafe(|| this.answer.poll(context))) {
-            Ok(Poll::Pending) => return Poll::Pending,
-            Ok(Poll::Ready(Ok(Ok(response)))) => response,
-            Ok(Poll::Ready(Err(_elapsed))) => ApiError::TimedOut.into_response(),
-            Err(panic) => this.seen.span.in_scope(|| panicked(&*panic)),
-        };
-        Poll::Ready(Ok(this.seen.answered(response)))
-    }
+/// The middleware around every route.
+pub(super) async fn observe(State(app): State<App>, request: Request, next: Next) -> Response {
+    let mut record = RequestRecord::new(app, &request);
+    let answer = next.run(request).instrument(record.span.clone());
+    let answer = timeout(record.app.config.request_timeout, answer).await;
+    let mut response = answer.unwrap_or_else(|_elapsed| ApiError::TimedOut.into_response());
+    add_headers(response.headers_mut(), record.id.clone());
+    record.record(response.status().as_u16(), response_bytes(&response));
+    response
 }
 
 /// What is remembered of a request until it is answered.
-struct Seen {
+struct RequestRecord {
     app: App,
     started: Instant,
     method: Method,
     route: Option<MatchedPath>,
-    bytes: f64,
+    bytes: u32,
     id: HeaderValue,
     /// Whether it comes every few seconds for as long as the service lives, and says nothing unless it fails.
     probe: bool,
     span: Span,
-    answered: bool,
+    recorded: bool,
 }
 
-impl Seen {
-    fn of(request: &Request, app: App) -> Self {
+impl RequestRecord {
+    fn new(app: App, request: &Request) -> Self {
         let route = request.extensions().get::<MatchedPath>().cloned();
         let probe = route.as_ref().is_some_and(|route| PROBES.contains(&route.as_str()));
         let id = request_id(request.headers());
         let text = id.to_str().unwrap_or_default();
         let quiet = probe && route.as_ref().is_none_or(|route| route.as_str() != READY);
         let span = if quiet { debug_span!("request", id = text) } else { info_span!("request", id = text) };
-        let bytes = content_length(request.headers()).unwrap_or(0.0);
+        let bytes = content_length(request.headers()).unwrap_or(0).min(MAX_COUNTED_BYTES);
         let method = request.method().clone();
-        Self { app, started: Instant::now(), method, route, bytes, id, probe, span, answered: false }
+        Self { app, started: Instant::now(), method, route, bytes, id, probe, span, recorded: false }
     }
 
-    /// Adds to the answer what all have, and writes it down.
-    fn answered(&mut self, mut response: Response) -> Response {
-        let id = std::mem::replace(&mut self.id, const { HeaderValue::from_static("") });
-        add_headers(response.headers_mut(), id);
-        let bytes = content_length(response.headers()).or_else(|| {
-            let exact = axum::body::HttpBody::size_hint(response.body()).exact()?;
-            u32::try_from(exact).ok().map(f64::from)
-        });
-        self.write_down(response.status().as_u16(), bytes.unwrap_or(0.0));
-        self.answered = true;
-        response
-    }
-
-    fn write_down(&self, status: u16, bytes: f64) {
+    /// Logs and counts the request.
+    fn record(&mut self, status: u16, response_bytes: u32) {
+        self.recorded = true;
         let elapsed = self.started.elapsed();
         let method = method_label(&self.method);
         let route = self.route.as_ref().map_or(NO_ROUTE, MatchedPath::as_str);
@@ -152,14 +91,14 @@ impl Seen {
                 tracing::info!(method, route, status, latency_us, "request");
             }
         });
-        self.app.metrics.observe_request(route, method, status, elapsed, [self.bytes, bytes]);
+        self.app.metrics.observe_request(route, method, status, elapsed, [self.bytes, response_bytes]);
     }
 }
 
-impl Drop for Seen {
+impl Drop for RequestRecord {
     fn drop(&mut self) {
-        if !self.answered {
-            self.write_down(CLIENT_GONE, 0.0);
+        if !self.recorded {
+            self.record(CLIENT_GONE, 0);
         }
     }
 }
@@ -174,8 +113,15 @@ fn method_label(method: &Method) -> &str {
     }
 }
 
-fn content_length(headers: &HeaderMap) -> Option<f64> {
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+/// The length of a body as its sender says it, up to `u32::MAX`.
+fn content_length(headers: &HeaderMap) -> Option<u32> {
+    let length: u64 = headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()?;
+    Some(u32::try_from(length).unwrap_or(u32::MAX))
+}
+
+fn response_bytes(response: &Response) -> u32 {
+    let exact = || u32::try_from(response.body().size_hint().exact()?).ok();
+    content_length(response.headers()).or_else(exact).unwrap_or(0)
 }
 
 /// The caller's id for the request, if it is one that can stand in a log, or else a new one.
@@ -217,7 +163,8 @@ pub(super) fn space_allow(mut response: Response) -> Response {
 }
 
 /// A panic is a defect: it is logged, and its request answered like any other.
-fn panicked(panic: &(dyn Any + Send)) -> Response {
+#[expect(clippy::needless_pass_by_value, reason = "this is what the layer that catches it hands over")]
+pub(super) fn panicked(panic: Box<dyn Any + Send>) -> Response {
     let message = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
     tracing::error!(panic = message.unwrap_or("(no message)"), "a handler panicked");
     ApiError::Internal.into_response()
@@ -227,9 +174,11 @@ fn panicked(panic: &(dyn Any + Send)) -> Response {
 mod tests {
     use axum::Router;
     use axum::body::Body;
+    use axum::middleware::from_fn_with_state;
     use axum::routing::get;
     use clap::Parser;
     use tower::ServiceExt;
+    use tower_http::catch_panic::CatchPanicLayer;
 
     use super::*;
     use crate::clock::Clock;
@@ -247,7 +196,10 @@ mod tests {
         let config = Flags::try_parse_from(flags).unwrap().settings.resolve().unwrap();
         let app = App::new(config, Clock::system()).unwrap();
         let handler = async || -> &'static str { panic!("as the test wants it") };
-        let router: Router = Router::new().route("/", get(handler)).layer(ObserveLayer(app.clone()));
+        let router: Router = Router::new()
+            .route("/", get(handler))
+            .layer(CatchPanicLayer::custom(panicked))
+            .layer(from_fn_with_state(app.clone(), observe));
         let response = router.oneshot(Request::new(Body::empty())).await.unwrap();
         assert_eq!(response.status(), 500);
         assert!(response.headers().contains_key(X_REQUEST_ID));

@@ -174,6 +174,18 @@ async fn a_stranger_makes_no_labels(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn a_content_length_that_lies_spoils_no_sum(pool: PgPool) {
+    let app = TestApp::new(pool);
+    for (path, status) in [("/auth/login", 413), ("/auth/health", 405), ("/nowhere", 404)] {
+        let request = Request::post(path).header("content-length", u64::MAX - 15);
+        assert_eq!(app.send(request.body(Body::empty()).unwrap()).await.status, status);
+    }
+    let samples = scrape(&app).await;
+    assert_eq!(value(&samples, "http_request_size_bytes_count", &[]), 3);
+    assert_eq!(value(&samples, "http_request_size_bytes_sum", &[]), 3 * 4 * 1024 * 1024);
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
 async fn a_client_that_goes_away_is_counted(pool: PgPool) {
     let app = TestApp::new(pool);
     let tokens = app.customer("cust@example.com").await;
