@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sqlx::PgPool;
 
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, Database};
 use crate::db;
 use crate::db::batch::Batcher;
 use crate::db::refresh_tokens::Rotation;
@@ -46,6 +46,12 @@ impl std::ops::Deref for App {
     fn deref(&self) -> &Parts {
         &self.0
     }
+}
+
+/// What the commands that need no [`App`] are given.
+#[must_use]
+pub fn command_pool(database: &Database) -> PgPool {
+    db::command_pool(&database.options)
 }
 
 impl App {

@@ -1,7 +1,7 @@
 //! Sign-in service of a storefront.
 //!
 //! ```text
-//! main -> cli -> config, app, http, service, db, telemetry
+//! main -> cli -> config, app, http, service, domain, telemetry
 //! http -> service, app, domain, error        service -> app, db, passwords, domain, error
 //! app  -> config, clock, domain, db, passwords, metrics
 //! config -> passwords, domain                db, passwords -> domain

@@ -35,6 +35,11 @@ pub fn init(format: LogFormat, filter: &str) -> Result<LogGuard, Box<dyn std::er
     Ok(guard)
 }
 
+/// Starts logging for a command, in JSON: its standard output is for its result.
+pub fn init_on_stderr() {
+    let _ = subscriber(LogFormat::Json, EnvFilter::new("info"), false, io::stderr).try_init();
+}
+
 fn subscriber<W>(format: LogFormat, filter: EnvFilter, ansi: bool, writer: W) -> Dispatch
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,

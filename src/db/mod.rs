@@ -31,7 +31,7 @@ const IDLE_BEFORE_PING: Duration = Duration::from_secs(5);
 /// The pool for everything but refreshes. Connects when first used.
 #[must_use]
 pub fn pool(options: &PgConnectOptions, max_connections: u32) -> PgPool {
-    lazy_pool(options.clone(), max_connections)
+    lazy_pool(options.clone().options([("statement_timeout", STATEMENT_TIMEOUT)]), max_connections)
 }
 
 /// The few connections of the refresh queue. Its one statement always looks up a handful of rows by unique keys; with
@@ -39,6 +39,7 @@ pub fn pool(options: &PgConnectOptions, max_connections: u32) -> PgPool {
 #[must_use]
 pub fn refresh_pool(options: &PgConnectOptions, connections: u32) -> PgPool {
     let options = options.clone().options([
+        ("statement_timeout", STATEMENT_TIMEOUT),
         ("plan_cache_mode", "force_generic_plan"),
         ("enable_seqscan", "off"),
         ("enable_bitmapscan", "off"),
@@ -48,9 +49,17 @@ pub fn refresh_pool(options: &PgConnectOptions, connections: u32) -> PgPool {
     lazy_pool(options, connections)
 }
 
+/// The pool of a command, which nobody waits for.
+#[must_use]
+pub fn command_pool(options: &PgConnectOptions) -> PgPool {
+    lazy_pool(options.clone().options([("statement_timeout", "0")]), 2)
+}
+
 fn lazy_pool(options: PgConnectOptions, max_connections: u32) -> PgPool {
-    let timeouts = [("statement_timeout", STATEMENT_TIMEOUT), ("lock_timeout", LOCK_TIMEOUT)];
-    let options = options.options(timeouts).application_name("auth").log_statements(tracing::log::LevelFilter::Trace);
+    let options = options
+        .options([("lock_timeout", LOCK_TIMEOUT)])
+        .application_name("auth")
+        .log_statements(tracing::log::LevelFilter::Trace);
     PgPoolOptions::new()
         .max_connections(max_connections)
         .acquire_timeout(ACQUIRE_TIMEOUT)

@@ -149,7 +149,8 @@ pub(super) async fn set_role(
     PathSegment(id): PathSegment,
     Body(request): Body<RoleRequest>,
 ) -> Result<Json<User>, ApiError> {
-    Ok(Json(users::set_role(&app, &admin, user_id(&id)?, &request.role, &client).await?.into()))
+    let actor = admin.acting_from(&client);
+    Ok(Json(users::set_role(&app.db, actor, user_id(&id)?, &request.role, app.clock.now()).await?.into()))
 }
 
 /// Delete a user
@@ -166,7 +167,7 @@ pub(super) async fn delete(
     client: ClientInfo,
     PathSegment(id): PathSegment,
 ) -> Result<StatusCode, ApiError> {
-    users::delete(&app, &admin, user_id(&id)?, &client).await?;
+    users::delete(&app.db, admin.acting_from(&client), user_id(&id)?, app.clock.now()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -183,7 +184,7 @@ pub(super) async fn list_sessions(
     Admin(admin): Admin,
     PathSegment(id): PathSegment,
 ) -> Result<Json<Vec<Session>>, ApiError> {
-    let sessions = sessions::list_of(&app, user_id(&id)?).await?;
+    let sessions = sessions::list_of(&app.db, user_id(&id)?, false, app.clock.now()).await?;
     Ok(Json(sessions.into_iter().map(|session| Session::new(session, admin.session_id)).collect()))
 }
 
@@ -201,6 +202,6 @@ pub(super) async fn end_sessions(
     client: ClientInfo,
     PathSegment(id): PathSegment,
 ) -> Result<Json<Ended>, ApiError> {
-    let ended = sessions::end_all_of(&app, &admin, user_id(&id)?, &client).await?;
+    let ended = sessions::end_of(&app.db, admin.acting_from(&client), user_id(&id)?, None, app.clock.now()).await?;
     Ok(Json(Ended { ended }))
 }

@@ -2,9 +2,15 @@
 
 use std::net::IpAddr;
 
-use super::bearer::Bearer;
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::network::counted_network;
+
+/// Who changes the account of somebody else.
+#[derive(Clone, Copy, Debug)]
+pub enum Actor {
+    Admin { id: UserId, ip: IpAddr },
+    CommandLine,
+}
 
 /// What a client did to its own account.
 pub(super) fn audit(
@@ -25,15 +31,27 @@ pub(super) fn audit(
     );
 }
 
-/// What an administrator did to a user.
-pub(super) fn audit_admin(event: &'static str, outcome: &'static str, admin: &Bearer, user: UserId, client: IpAddr) {
+/// What was done to a user, or to one session of it, by somebody else.
+pub(super) fn audit_by(
+    actor: Actor,
+    event: &'static str,
+    outcome: &'static str,
+    user: Option<UserId>,
+    session: Option<SessionId>,
+) {
+    let (actor, admin, ip) = match actor {
+        Actor::Admin { id, ip } => (None, Some(id.0), Some(ip)),
+        Actor::CommandLine => (Some("command_line"), None, None),
+    };
     tracing::info!(
         audit = true,
         event,
         outcome,
-        admin.id = admin.user.id.0,
-        user.id = user.0,
-        network = %counted_network(client),
+        actor,
+        admin.id = admin,
+        user.id = user.map(|id| id.0),
+        session.id = session.map(tracing::field::display),
+        network = ip.map(|ip| tracing::field::display(counted_network(ip))),
         "audit"
     );
 }

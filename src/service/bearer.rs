@@ -1,8 +1,10 @@
 //! Who the bearer of an access token is.
 
+use super::audit::Actor;
 use crate::app::App;
 use crate::db;
 use crate::db::users::User;
+use crate::domain::client::ClientInfo;
 use crate::domain::ids::SessionId;
 use crate::error::Error;
 
@@ -12,6 +14,14 @@ pub struct Bearer {
     pub user: User,
     /// None for an access token of the Python service.
     pub session_id: Option<SessionId>,
+}
+
+impl Bearer {
+    /// The bearer as the one who changes the account of somebody else.
+    #[must_use]
+    pub fn acting_from(&self, client: &ClientInfo) -> Actor {
+        Actor::Admin { id: self.user.id, ip: client.ip }
+    }
 }
 
 /// Who an access token speaks for. Its signature is not enough: account and session must exist.

@@ -7,6 +7,7 @@ use sqlx::{PgConnection, PgPool};
 
 use crate::app::App;
 use crate::db;
+use crate::error::Error;
 
 /// Rows a step looks at.
 const STEP: i64 = 2000;
@@ -36,7 +37,7 @@ pub async fn clean_up(
     now: DateTime<Utc>,
     history: TimeDelta,
     depth: Depth,
-) -> sqlx::Result<Option<Report>> {
+) -> Result<Option<Report>, Error> {
     let mut connection = pool.acquire().await?;
     if !db::cleanup::try_lock(&mut connection).await? {
         return Ok(None);
@@ -46,7 +47,7 @@ pub async fn clean_up(
         // The lock goes with the connection.
         connection.detach();
     }
-    report.map(Some)
+    Ok(Some(report?))
 }
 
 async fn delete_all(

@@ -1,10 +1,11 @@
 //! The use cases, one file each. They own decisions and transactions, and are the same for HTTP and for the command line.
 
-mod audit;
+pub mod audit;
 pub mod bearer;
 pub mod cleanup;
 pub mod login;
 pub mod logout;
+pub mod migrate;
 pub mod password;
 pub mod refresh;
 pub mod register;

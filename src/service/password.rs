@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::PgPool;
 
-use super::audit::audit;
+use super::audit::{Actor, audit, audit_by};
 use super::bearer::Bearer;
 use super::login::verify_password;
 use super::tokens::{IssuedSession, TokenPair};
@@ -48,17 +48,19 @@ pub async fn change_password(
     Ok(issued.sign(app, &user))
 }
 
-/// Sets a user's password and ends all of the user's sessions, for the command line; returns how many.
+/// Sets a user's password and ends all of the user's sessions, for the command line. Returns how many there were.
 pub async fn set_password(
-    pool: &PgPool,
+    db: &PgPool,
+    actor: Actor,
     user_id: UserId,
     hash: &PasswordHash,
     now: DateTime<Utc>,
-) -> sqlx::Result<u64> {
-    let mut transaction = pool.begin().await?;
+) -> Result<u64, Error> {
+    let mut transaction = db.begin().await?;
     db::users::set_password_hash(&mut *transaction, user_id, hash, now).await?;
     let ended = db::sessions::end(&mut transaction, user_id, Which::All, EndReason::PasswordChanged, now).await?;
     db::refresh_tokens::revoke_sessionless(&mut *transaction, user_id, None).await?;
     transaction.commit().await?;
+    audit_by(actor, "password_change", "success", Some(user_id), None);
     Ok(ended)
 }

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::PgPool;
 
-use super::audit::{audit, audit_admin};
+use super::audit::{Actor, audit, audit_by};
 use super::bearer::Bearer;
 use crate::app::App;
 use crate::db;
@@ -33,38 +33,38 @@ pub async fn end(app: &App, bearer: &Bearer, id: SessionId, client: &ClientInfo)
     Ok(())
 }
 
-/// Any user's sessions that can still refresh, for an administrator.
-pub async fn list_of(app: &App, user_id: UserId) -> Result<Vec<Session>, Error> {
-    let sessions = db::sessions::list(&app.db, user_id, false, app.clock.now()).await?;
-    if sessions.is_empty() && !db::users::exists(&app.db, user_id).await? {
+/// Any user's sessions, for administrators: those that can still refresh, and on request those that ended.
+pub async fn list_of(
+    db: &PgPool,
+    user_id: UserId,
+    with_ended: bool,
+    now: DateTime<Utc>,
+) -> Result<Vec<Session>, Error> {
+    let sessions = db::sessions::list(db, user_id, with_ended, now).await?;
+    if sessions.is_empty() && !db::users::exists(db, user_id).await? {
         return Err(Error::NotFound);
     }
     Ok(sessions)
 }
 
-/// Ends all sessions of a user, by an administrator's order. Returns how many there were.
-pub async fn end_all_of(app: &App, admin: &Bearer, user_id: UserId, client: &ClientInfo) -> Result<u64, Error> {
-    let ended = end_by_admin(&app.db, user_id, None, app.clock.now()).await?;
-    if ended == 0 && !db::users::exists(&app.db, user_id).await? {
-        return Err(Error::NotFound);
-    }
-    audit_admin("session_end", EndReason::ByAdmin.as_str(), admin, user_id, client.ip);
-    Ok(ended)
-}
-
-/// Ends one session of a user, or all of them, on an administrator's word. Returns how many there were.
-pub async fn end_by_admin(
-    pool: &PgPool,
+/// Ends one session of a user, or all of them, for administrators. Returns how many there were.
+pub async fn end_of(
+    db: &PgPool,
+    actor: Actor,
     user_id: UserId,
     only: Option<SessionId>,
     now: DateTime<Utc>,
-) -> sqlx::Result<u64> {
-    let mut transaction = pool.begin().await?;
+) -> Result<u64, Error> {
+    let mut transaction = db.begin().await?;
     let which = only.map_or(Which::All, Which::One);
     let ended = db::sessions::end(&mut transaction, user_id, which, EndReason::ByAdmin, now).await?;
     if only.is_none() {
         db::refresh_tokens::revoke_sessionless(&mut *transaction, user_id, None).await?;
     }
+    if ended == 0 && !db::users::exists(&mut *transaction, user_id).await? {
+        return Err(Error::NotFound);
+    }
     transaction.commit().await?;
+    audit_by(actor, "session_end", EndReason::ByAdmin.as_str(), Some(user_id), only);
     Ok(ended)
 }

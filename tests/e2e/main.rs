@@ -4,6 +4,7 @@
 //! gateway, `PyJWT` and schemathesis (`AUTH_E2E_VENV`, else `target/e2e-venv`). Each test has a database, ports and processes of its
 //! own; what can be tried without a process belongs in `tests/it`.
 
+mod cli;
 mod configuration;
 mod consumers;
 mod gateway;

@@ -1,0 +1,256 @@
+//! The commands. The only place that prints, and that knows exit codes. Commands ask the services, as HTTP does.
+
+mod output;
+mod serve;
+mod sessions;
+mod users;
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use sqlx::PgPool;
+
+use crate::clock::Clock;
+use crate::config::{
+    ConfigError, DEFAULT_LISTEN_ADDR, DEFAULT_SESSION_HISTORY_DAYS, DatabaseSettings, SESSION_HISTORY_DAYS, Settings,
+};
+use crate::domain::email::Email;
+use crate::domain::role::Role;
+use crate::error::Error;
+use crate::service::cleanup;
+use crate::service::migrate::SchemaError;
+use crate::service::users::User;
+use crate::{app, http, service, telemetry};
+use output::{print, print_error, print_text};
+use sessions::SessionCommand;
+use users::UserCommand;
+
+/// Sign-in service of a storefront: access tokens, rotating refresh tokens, sessions
+#[derive(Parser)]
+#[command(version, max_term_width = 120)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve HTTP, after applying pending migrations
+    Serve {
+        /// Do not migrate; refuse to start on a schema that is not up to date
+        #[arg(long)]
+        no_migrate: bool,
+        #[command(flatten)]
+        settings: Box<Settings>,
+    },
+    /// Apply pending migrations
+    Migrate {
+        /// Only list them
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        database: DatabaseSettings,
+    },
+    /// Create and change users; passwords are read from the terminal or from standard input
+    #[command(subcommand)]
+    User(UserCommand),
+    /// See and end sessions
+    #[command(subcommand)]
+    Session(SessionCommand),
+    /// Delete what has expired, through the whole table
+    Cleanup {
+        /// How long ended sessions are remembered, in days
+        #[arg(long, env = "SESSION_HISTORY_DAYS", default_value_t = DEFAULT_SESSION_HISTORY_DAYS, value_parser = session_history_days)]
+        session_history_days: i64,
+        #[command(flatten)]
+        database: DatabaseSettings,
+    },
+    /// Print the OpenAPI document
+    Openapi,
+    /// Ask a running service on this machine whether it is up; for container health checks
+    Health {
+        /// The address it listens on
+        #[arg(long, env, default_value = DEFAULT_LISTEN_ADDR, value_parser = listen_addr)]
+        listen_addr: SocketAddr,
+    },
+    /// Print the effective settings, secrets masked
+    Config {
+        #[command(flatten)]
+        settings: Box<Settings>,
+    },
+}
+
+#[derive(Args)]
+struct Who {
+    /// The user's e-mail address
+    #[arg(long)]
+    email: String,
+    #[command(flatten)]
+    database: DatabaseSettings,
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The command line does not say what to do.
+    #[error("{0}")]
+    Usage(String),
+    #[error("{0}")]
+    Failed(String),
+    #[error(transparent)]
+    Schema(#[from] SchemaError),
+    #[error("{}", sentence(.0))]
+    Service(#[from] Error),
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+impl CliError {
+    /// 2 for what has to be put right by whoever called, 1 for everything else.
+    fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Config(_) | Self::Usage(_) => ExitCode::from(2),
+            Self::Failed(_) | Self::Schema(_) | Self::Service(_) | Self::Io(_) => ExitCode::FAILURE,
+        }
+    }
+}
+
+fn sentence(error: &Error) -> String {
+    match error {
+        Error::Database(cause) => format!("the database failed: {cause}"),
+        error => error.to_string(),
+    }
+}
+
+/// An empty variable counts as one that is not set, as it does for `auth serve`.
+fn listen_addr(text: &str) -> Result<SocketAddr, std::net::AddrParseError> {
+    if text.is_empty() { DEFAULT_LISTEN_ADDR } else { text }.parse()
+}
+
+fn session_history_days(text: &str) -> Result<i64, String> {
+    let days = if text.is_empty() { Ok(DEFAULT_SESSION_HISTORY_DAYS) } else { text.parse() };
+    let days = days.ok().filter(|days| SESSION_HISTORY_DAYS.contains(days));
+    days.ok_or_else(|| format!("takes {} to {} days", SESSION_HISTORY_DAYS.start(), SESSION_HISTORY_DAYS.end()))
+}
+
+/// Runs the command that the command line names.
+pub fn run() -> ExitCode {
+    let matches = Cli::command().get_matches();
+    let outcome = refuse_secrets_on_the_command_line(&matches).and_then(|()| {
+        let cli = Cli::from_arg_matches(&matches).map_err(|error| CliError::Usage(error.to_string()))?;
+        tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(execute(cli.command))
+    });
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            print_error(&error.to_string());
+            error.exit_code()
+        }
+    }
+}
+
+/// A command line can be read by every user of the machine.
+fn refuse_secrets_on_the_command_line(matches: &ArgMatches) -> Result<(), CliError> {
+    const SECRETS: [&str; 4] = ["postgres_dsn", "database_url", "jwt_secret", "jwt_secret_previous"];
+    let mut level = Some(matches);
+    while let Some(matches) = level {
+        let given = |name: &&str| {
+            matches.try_contains_id(name).unwrap_or(false)
+                && matches.value_source(name) == Some(ValueSource::CommandLine)
+        };
+        if let Some(name) = SECRETS.into_iter().find(|name| given(name)) {
+            let name = name.to_uppercase();
+            return Err(CliError::Usage(format!("{name} is a secret: set it in the environment, or {name}_FILE")));
+        }
+        level = matches.subcommand().map(|(_, matches)| matches);
+    }
+    Ok(())
+}
+
+async fn execute(command: Command) -> Result<ExitCode, CliError> {
+    match command {
+        Command::Serve { no_migrate, settings } => serve::run(settings.resolve()?, no_migrate).await?,
+        Command::Migrate { dry_run, database } => tokio::select! {
+            outcome = migrate(&database, dry_run) => outcome?,
+            () = serve::shutdown_signal()? => return Err(CliError::Failed("interrupted: a migration that was not finished has left nothing".to_owned())),
+        },
+        Command::User(command) => users::run(command).await?,
+        Command::Session(command) => sessions::run(command).await?,
+        Command::Cleanup { session_history_days, database } => clean_up(&database, session_history_days).await?,
+        Command::Openapi => print_text(&http::openapi().to_pretty_json().unwrap_or_default())?,
+        Command::Health { listen_addr } => return Ok(health(listen_addr).await),
+        Command::Config { settings } => print_text(&settings.resolve()?.to_string())?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn migrate(database: &DatabaseSettings, dry_run: bool) -> Result<(), CliError> {
+    let options = database.resolve()?.options;
+    let (migrations, done) = if dry_run {
+        (service::migrate::pending(&options).await?, "would apply")
+    } else {
+        (service::migrate::migrate(&options).await?, "applied")
+    };
+    if migrations.is_empty() {
+        return print("nothing to do: the schema is up to date");
+    }
+    for migration in migrations {
+        print(&format!("{done} {} {}", migration.version, migration.description))?;
+    }
+    Ok(())
+}
+
+async fn clean_up(database: &DatabaseSettings, session_history_days: i64) -> Result<(), CliError> {
+    let history = chrono::TimeDelta::days(session_history_days);
+    match cleanup::clean_up(&begin(database)?, Clock::system().now(), history, cleanup::Depth::Full).await? {
+        Some(report) => print(&format!(
+            "deleted {} expired tokens, {} ended sessions, {} throttle buckets",
+            report.tokens, report.sessions, report.throttle_buckets
+        )),
+        None => print("another replica is cleaning up"),
+    }
+}
+
+/// Starts a command that works on the data: its audit lines go to standard error, and its statements take as long as
+/// they take.
+fn begin(database: &DatabaseSettings) -> Result<PgPool, CliError> {
+    telemetry::init_on_stderr();
+    Ok(app::command_pool(&database.resolve()?))
+}
+
+fn email(text: &str) -> Result<Email, CliError> {
+    Email::parse(text).map_err(|error| CliError::Usage(format!("'{text}' is not a valid email address: {error}")))
+}
+
+fn role(text: &str) -> Result<Role, CliError> {
+    Role::parse(text).map_err(|error| CliError::Usage(format!("'{text}' is no role: {error}")))
+}
+
+impl Who {
+    async fn find(&self, db: &PgPool) -> Result<User, CliError> {
+        service::users::find(db, email(&self.email)?).await.map_err(|error| match error {
+            Error::NotFound => CliError::Failed(format!("nobody has the address {}", self.email)),
+            error => error.into(),
+        })
+    }
+}
+
+/// Asks over plain HTTP, so that the image needs no shell and no curl.
+async fn health(listen_addr: SocketAddr) -> ExitCode {
+    match tokio::time::timeout(Duration::from_secs(3), http::probe_health(listen_addr)).await {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            print_error(&format!("unhealthy: {error}"));
+            ExitCode::FAILURE
+        }
+        Err(_) => {
+            print_error("unhealthy: no answer within 3 s");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! `auth serve`.
+
+use super::CliError;
+use crate::app::App;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::service::{cleanup, migrate};
+use crate::{http, telemetry};
+
+pub(super) async fn run(config: Config, no_migrate: bool) -> Result<(), CliError> {
+    let _log = telemetry::init(config.log_format, &config.log_level)
+        .map_err(|error| CliError::Failed(format!("cannot log: {error}")))?;
+    // Asked for from the first moment: the first process of a container has no other way to be stopped.
+    let mut shutdown = std::pin::pin!(shutdown_signal()?);
+    tokio::select! {
+        ready = migrate::at_start(&config.database.options, no_migrate) => ready?,
+        () = &mut shutdown => return Ok(()),
+    }
+    let listener = http::listen(config.listen_addr)
+        .map_err(|error| CliError::Failed(format!("cannot listen on {}: {error}", config.listen_addr)))?;
+    let app = App::new(config, Clock::system())?;
+    // Before the first request, so that no refusal is told apart by its time.
+    cleanup::look_for_bcrypt_hashes(&app).await;
+    tokio::spawn(cleanup::run(app.clone()));
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        address = %listener.local_addr()?,
+        environment = if app.config.development { "development" } else { "production" },
+        "listening"
+    );
+    if http::serve(app, listener, shutdown).await {
+        tracing::info!("bye");
+    } else {
+        tracing::warn!("requests in flight were cut off");
+    }
+    Ok(())
+}
+
+/// Resolves when the process is asked to stop.
+pub(super) fn shutdown_signal() -> std::io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}

@@ -1,0 +1,121 @@
+//! `auth user`.
+
+use std::io::{IsTerminal, Read};
+
+use clap::Subcommand;
+use sqlx::PgPool;
+
+use super::output::{print, print_row};
+use super::{CliError, Who, begin, email, role};
+use crate::clock::Clock;
+use crate::config::{DatabaseSettings, PasswordSettings};
+use crate::domain::ids::UserId;
+use crate::domain::page::PageSize;
+use crate::domain::password::{self, Memory, Password, PasswordHash};
+use crate::error::Error;
+use crate::service::audit::Actor;
+use crate::service::password::set_password;
+use crate::service::users;
+
+#[derive(Subcommand)]
+pub(super) enum UserCommand {
+    /// Create a user
+    Create {
+        #[command(flatten)]
+        who: Who,
+        /// The user's role
+        #[arg(long, default_value = "customer")]
+        role: String,
+        #[command(flatten)]
+        password: PasswordSettings,
+    },
+    /// List all users: id, role, e-mail
+    List {
+        #[command(flatten)]
+        database: DatabaseSettings,
+    },
+    /// Give a user another role
+    SetRole {
+        #[command(flatten)]
+        who: Who,
+        /// The new role
+        #[arg(long)]
+        role: String,
+    },
+    /// Set a user's password and end all of the user's sessions
+    SetPassword {
+        #[command(flatten)]
+        who: Who,
+        #[command(flatten)]
+        password: PasswordSettings,
+    },
+    /// Delete a user and end all of the user's sessions
+    Delete {
+        #[command(flatten)]
+        who: Who,
+    },
+}
+
+pub(super) async fn run(command: UserCommand) -> Result<(), CliError> {
+    let now = Clock::system().now();
+    let actor = Actor::CommandLine;
+    match command {
+        UserCommand::Create { who, role: name, password } => {
+            let (email, role) = (email(&who.email)?, role(&name)?);
+            let db = begin(&who.database)?;
+            let hash = read_password(&password)?;
+            match users::create(&db, actor, &email, &hash, &role, now).await {
+                Ok(id) => print(&format!("created user {id} ({})", role.as_str())),
+                Err(Error::EmailTaken) => Err(CliError::Failed(format!("{} is already registered", who.email))),
+                Err(error) => Err(error.into()),
+            }
+        }
+        UserCommand::List { database } => list(&begin(&database)?).await,
+        UserCommand::SetRole { who, role: name } => {
+            let role = role(&name)?;
+            let db = begin(&who.database)?;
+            let user = who.find(&db).await?;
+            users::set_role(&db, actor, user.id, &role, now).await?;
+            print(&format!("user {} is {} now", user.id, role.as_str()))
+        }
+        UserCommand::SetPassword { who, password } => {
+            let db = begin(&who.database)?;
+            let user = who.find(&db).await?;
+            let hash = read_password(&password)?;
+            let ended = set_password(&db, actor, user.id, &hash, now).await?;
+            print(&format!("password of user {} set, {ended} sessions ended", user.id))
+        }
+        UserCommand::Delete { who } => {
+            let db = begin(&who.database)?;
+            let user = who.find(&db).await?;
+            users::delete(&db, actor, user.id, now).await?;
+            print(&format!("user {} deleted", user.id))
+        }
+    }
+}
+
+async fn list(db: &PgPool) -> Result<(), CliError> {
+    let mut after = UserId(i64::MIN);
+    loop {
+        let page = users::list(db, after, PageSize::MAX, None).await?;
+        for user in &page.entries {
+            print_row(&[&user.id.to_string(), user.role.as_str(), &user.email])?;
+        }
+        let Some(last) = page.next_after() else { return Ok(()) };
+        after = last.id;
+    }
+}
+
+/// Reads a password and hashes it right here: a command has no queue.
+fn read_password(settings: &PasswordSettings) -> Result<PasswordHash, CliError> {
+    let cost = settings.resolve()?.cost;
+    let text = if std::io::stdin().is_terminal() {
+        rpassword::prompt_password("Password: ")?
+    } else {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text)?;
+        text.trim_end_matches(['\r', '\n']).to_owned()
+    };
+    let password = Password::choose(text).map_err(|error| CliError::Usage(error.to_string()))?;
+    Ok(password::hash(&password, cost, &mut Memory::for_cost(cost)))
+}

@@ -1,0 +1,246 @@
+//! Every command once: what it prints, its exit code, and the audit line it leaves on standard error.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::stack::{Database, SECRET, Service, auth, finish, post};
+
+/// What a command left behind.
+struct Ran {
+    code: i32,
+    output: String,
+    complaint: String,
+}
+
+impl Ran {
+    #[track_caller]
+    fn assert(&self, code: i32, output: &str) {
+        assert_eq!((self.code, self.output.as_str()), (code, output), "{}", self.complaint);
+    }
+
+    /// Standard error is these audit lines, without their times, and nothing else.
+    #[track_caller]
+    fn assert_audit(&self, expected: &[Value]) {
+        let lines = self.complaint.lines().map(|line| {
+            let mut line: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            let members = line.as_object_mut().expect("a line is an object");
+            members.retain(|name, _| !["timestamp", "level", "message", "target"].contains(&name.as_str()));
+            line
+        });
+        assert_eq!(lines.collect::<Vec<_>>(), expected);
+    }
+}
+
+/// A database of the test's own, and commands on it.
+struct Scene(Database);
+
+impl Scene {
+    async fn new() -> Self {
+        let scene = Self(Database::create().await);
+        assert_eq!(scene.run(&["migrate"], "").code, 0);
+        scene
+    }
+
+    fn run(&self, arguments: &[&str], input: &str) -> Ran {
+        let mut command = auth();
+        // As cheap as a hash may be.
+        command.env("PASSWORD_ARGON2_MEMORY_KIB", "8").env("PASSWORD_ARGON2_PASSES", "1");
+        command.args(arguments).env("POSTGRES_DSN", self.0.dsn());
+        let (code, output, complaint) = finish(&mut command, input, Duration::from_mins(1));
+        Ran { code, output, complaint }
+    }
+
+    fn create(&self, email: &str, role: &str) -> Ran {
+        self.run(&["user", "create", "--email", email, "--role", role], "P@ssw0rd!\n")
+    }
+
+    async fn execute(&self, statement: &'static str) {
+        sqlx::query(statement).execute(&mut self.0.connect().await).await.expect("the statement is right");
+    }
+
+    async fn value(&self, query: &'static str) -> i64 {
+        sqlx::query_scalar(query).fetch_one(&mut self.0.connect().await).await.expect("the query is right")
+    }
+}
+
+fn audit(event: &str, outcome: &str, user: i64) -> Value {
+    json!({"audit": true, "event": event, "outcome": outcome, "actor": "command_line", "user.id": user})
+}
+
+#[tokio::test]
+async fn migrate_lists_applies_and_then_has_nothing_to_do() {
+    let scene = Scene(Database::create().await);
+    let listed = scene.run(&["migrate", "--dry-run"], "");
+    assert_eq!((listed.code, listed.complaint.as_str()), (0, ""));
+    assert!(
+        listed.output.starts_with("would apply 20260110090000 adopt users and refresh tokens\n"),
+        "{}",
+        listed.output
+    );
+    let applied = scene.run(&["migrate"], "");
+    applied.assert(0, &listed.output.replace("would apply", "applied"));
+    scene.run(&["migrate"], "").assert(0, "nothing to do: the schema is up to date\n");
+}
+
+#[tokio::test]
+async fn user_create_makes_a_user_once() {
+    let scene = Scene::new().await;
+    let created = scene.create("Boss@example.com", "admin");
+    created.assert(0, "created user 1 (admin)\n");
+    created.assert_audit(&[audit("register", "success", 1)]);
+    let again = scene.create("boss@example.com", "customer");
+    again.assert(1, "");
+    let line = json!({"audit": true, "event": "register", "outcome": "email_taken", "actor": "command_line"});
+    let (log, complaint) = again.complaint.split_once('\n').expect("there are two lines");
+    Ran { code: 0, output: String::new(), complaint: log.to_owned() }.assert_audit(&[line]);
+    assert_eq!(complaint, "auth: boss@example.com is already registered\n");
+}
+
+#[tokio::test]
+async fn what_is_no_address_or_no_password_is_a_mistake_of_the_caller() {
+    let scene = Scene::new().await;
+    let no_address = scene.create("boss", "admin");
+    no_address.assert(2, "");
+    assert!(no_address.complaint.starts_with("auth: 'boss' is not a valid email address"), "{}", no_address.complaint);
+    let short = scene.run(&["user", "create", "--email", "boss@example.com"], "short");
+    short.assert(2, "");
+    let nobody = scene.run(&["user", "set-role", "--email", "nobody@example.com", "--role", "admin"], "");
+    nobody.assert(1, "");
+    assert_eq!(nobody.complaint, "auth: nobody has the address nobody@example.com\n");
+}
+
+#[tokio::test]
+async fn user_list_has_a_line_for_each_user() {
+    let scene = Scene::new().await;
+    scene.create("boss@example.com", "admin");
+    scene.create("cust@example.com", "customer");
+    scene.run(&["user", "list"], "").assert(0, "1\tadmin\tboss@example.com\n2\tcustomer\tcust@example.com\n");
+}
+
+#[tokio::test]
+async fn user_set_role_changes_the_role() {
+    let scene = Scene::new().await;
+    scene.create("cust@example.com", "customer");
+    let changed = scene.run(&["user", "set-role", "--email", "cust@example.com", "--role", "support"], "");
+    changed.assert(0, "user 1 is support now\n");
+    changed.assert_audit(&[audit("role_change", "success", 1)]);
+}
+
+#[tokio::test]
+async fn user_set_password_ends_the_sessions() {
+    let scene = Scene::new().await;
+    scene.create("cust@example.com", "customer");
+    open_session(&scene).await;
+    let set = scene.run(&["user", "set-password", "--email", "cust@example.com"], "another password\n");
+    set.assert(0, "password of user 1 set, 1 sessions ended\n");
+    set.assert_audit(&[audit("password_change", "success", 1)]);
+    assert_eq!(scene.value("SELECT count(*) FROM sessions WHERE end_reason = 'password_changed'").await, 1);
+}
+
+#[tokio::test]
+async fn user_delete_ends_the_sessions_too() {
+    let scene = Scene::new().await;
+    scene.create("cust@example.com", "customer");
+    open_session(&scene).await;
+    let deleted = scene.run(&["user", "delete", "--email", "cust@example.com"], "");
+    deleted.assert(0, "user 1 deleted\n");
+    deleted.assert_audit(&[audit("user_delete", "success", 1)]);
+    assert_eq!(scene.value("SELECT count(*) FROM users").await, 0);
+    assert_eq!(scene.value("SELECT count(*) FROM sessions WHERE end_reason = 'user_deleted'").await, 1);
+    let again = scene.run(&["user", "delete", "--email", "cust@example.com"], "");
+    again.assert(1, "");
+}
+
+async fn open_session(scene: &Scene) {
+    scene
+        .execute(
+            "INSERT INTO sessions (id, user_id, created_at, last_seen_at, user_agent, ip)
+             VALUES ('019b0000-0000-7000-8000-000000000001', 1, '2025-08-23 14:23:55', '2025-08-24 14:23:55',
+                     E'Phone\\x1b[2J\\u202e/1', '203.0.113.9')",
+        )
+        .await;
+}
+
+const HEADING: &str = "id\topened\tlast seen\tstate\taddress\tuser agent\n";
+
+#[tokio::test]
+async fn session_list_and_end_show_no_control_character_of_a_stranger() {
+    let scene = Scene::new().await;
+    scene.create("cust@example.com", "customer");
+    open_session(&scene).await;
+    let id = "019b0000-0000-7000-8000-000000000001";
+    let row = |state: &str| {
+        format!(
+            "{id}\t2025-08-23 14:23:55\t2025-08-24 14:23:55\t{state}\t203.0.113.9\tPhone\\u{{1b}}[2J\\u{{202e}}/1\n"
+        )
+    };
+    let list = || scene.run(&["session", "list", "--email", "cust@example.com"], "");
+    list().assert(0, &format!("{HEADING}{}", row("live")));
+    let ended = scene.run(&["session", "end", "--email", "cust@example.com", "--id", id], "");
+    ended.assert(0, "1 sessions of user 1 ended\n");
+    let mut line = audit("session_end", "by_admin", 1);
+    line["session.id"] = json!(id);
+    ended.assert_audit(&[line]);
+    let listed = list();
+    assert!(listed.output.contains("\tby_admin 20"), "{}", listed.output);
+    let all = scene.run(&["session", "end", "--email", "cust@example.com"], "");
+    all.assert(0, "0 sessions of user 1 ended\n");
+    all.assert_audit(&[audit("session_end", "by_admin", 1)]);
+}
+
+#[tokio::test]
+async fn a_role_or_address_of_a_strangers_choice_is_escaped_too() {
+    let scene = Scene::new().await;
+    scene.execute("INSERT INTO users (email, password_hash, role) VALUES (E'a\\x1b]0;\\tb@example.com', 'x', E'\\u202enimda\\n')").await;
+    scene.run(&["user", "list"], "").assert(0, "1\t\\u{202e}nimda\\n\ta\\u{1b}]0;\\tb@example.com\n");
+    let role = scene.run(&["user", "create", "--email", "cust@example.com", "--role", "\u{1b}[31m"], "P@ssw0rd!");
+    role.assert(0, "created user 2 (\\u{1b}[31m)\n");
+}
+
+#[tokio::test]
+async fn cleanup_says_what_it_deleted() {
+    let scene = Scene::new().await;
+    scene.create("cust@example.com", "customer");
+    scene
+        .execute("INSERT INTO refresh_tokens (user_id, jti, token_hash, expires_at) VALUES (1, 'x', 'x', '2020-01-01')")
+        .await;
+    let cleaned = scene.run(&["cleanup"], "");
+    cleaned.assert(0, "deleted 1 expired tokens, 0 ended sessions, 0 throttle buckets\n");
+    assert_eq!(cleaned.complaint, "");
+}
+
+#[test]
+fn openapi_prints_the_document() {
+    let (code, output, complaint) = finish(auth().arg("openapi"), "", Duration::from_secs(30));
+    assert_eq!((code, complaint.as_str()), (0, ""));
+    let document: Value = serde_json::from_str(&output).expect("it is JSON");
+    assert!(document["paths"]["/users/{id}"]["get"].is_object());
+}
+
+#[tokio::test]
+async fn health_is_the_answer_of_the_service() {
+    let database = Database::create().await;
+    let service = Service::start(&database.dsn()).await;
+    let health = |address: &str| finish(auth().arg("health").env("LISTEN_ADDR", address), "", Duration::from_secs(30));
+    assert_eq!(health(&service.address.to_string()), (0, String::new(), String::new()));
+    // Port 9 is for discarding what comes.
+    let (code, output, complaint) = health("127.0.0.1:9");
+    assert_eq!((code, output.as_str()), (1, ""));
+    assert!(complaint.starts_with("auth: unhealthy: "), "{complaint}");
+    // What the command line makes, the service knows at once.
+    let scene = Scene(database);
+    scene.create("cust@example.com", "customer").assert(0, "created user 1 (customer)\n");
+    let body = json!({"email": "cust@example.com", "password": "P@ssw0rd!"});
+    assert_eq!(post(&service.url("/auth/login"), &body).await.status, 200);
+}
+
+#[test]
+fn config_prints_the_settings_without_their_secrets() {
+    let mut command = auth();
+    command.arg("config").env("POSTGRES_DSN", "postgres://shop:hidden-pass@db:5432/shop").env("JWT_SECRET", SECRET);
+    let (code, output, complaint) = finish(&mut command, "", Duration::from_secs(30));
+    assert_eq!((code, complaint.as_str()), (0, ""));
+    assert!(output.contains("POSTGRES_DSN=postgres://shop:********@db:5432/shop\n"), "{output}");
+    assert!(!output.contains("hidden-pass") && !output.contains(SECRET), "{output}");
+}
