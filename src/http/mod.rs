@@ -1,6 +1,7 @@
 //! HTTP: routes, and the layers around them. The only place that knows axum.
 
 mod auth;
+mod connection;
 mod docs;
 mod error;
 mod extract;
@@ -38,7 +39,7 @@ use error::ApiError;
 use extract::Json;
 
 /// The whole service as one `tower::Service`.
-pub type Service = MapRequest<MapResponse<Router, fn(Response) -> Response>, fn(Request) -> Request>;
+pub type HttpService = MapRequest<MapResponse<Router, fn(Response) -> Response>, fn(Request) -> Request>;
 
 /// Routes with their documentation.
 fn routes() -> OpenApiRouter<App> {
@@ -68,7 +69,7 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
 
 /// Puts routes and layers together.
 #[must_use]
-pub fn service(app: App) -> Service {
+pub fn build(app: App) -> HttpService {
     let (router, document) = routes().split_for_parts();
     let document = move || std::future::ready(Json(document.clone()));
     let router = router

@@ -7,6 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpSocket,
+};
+
 use crate::stack::{Database, SECRET, Service, auth, terminate};
 
 #[tokio::test]
@@ -56,20 +61,26 @@ async fn sigterm_lets_a_request_in_flight_finish_takes_no_further_one_and_exits_
 async fn sigterm_lets_a_slow_reader_have_the_whole_answer() {
     let database = Database::create().await;
     let mut service = Service::start(&database.dsn()).await;
-    // The reader's window keeps most of the answer in the process, whatever the buffers of the system take.
-    let client = reqwest::Client::builder()
-        .no_proxy()
-        .http2_prior_knowledge()
-        .http2_initial_stream_window_size(65_535)
-        .build()
-        .expect("a client can be built");
-    let url = service.url("/auth/docs/swagger-ui-bundle.js");
-    let mut answer = client.get(url).send().await.expect("the service answers");
-    let whole: usize = answer.headers()["content-length"].to_str().expect("text").parse().expect("a number");
+    // The reader's small window keeps most of the answer in the process.
+    let socket = TcpSocket::new_v4().expect("the system has a socket");
+    socket.set_recv_buffer_size(64 * 1024).expect("a socket has a buffer");
+    let mut stream = socket.connect(service.address).await.expect("the service takes connections");
+    let request = "GET /auth/docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: auth\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.expect("the service reads");
+    let mut answer = vec![0; 1024];
+    let mut received = stream.read(&mut answer).await.expect("the service answers");
+    let head = String::from_utf8_lossy(&answer[..received]).into_owned();
+    let (head, _) = head.split_once("\r\n\r\n").expect("the head is short");
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).expect("it says its length");
+    let whole = head.len() + 4 + length.parse::<usize>().expect("a number");
     service.terminate();
-    let mut received = 0;
-    while let Some(piece) = answer.chunk().await.expect("the answer goes on") {
-        received += piece.len();
+    answer.resize(16 * 1024, 0);
+    loop {
+        let count = stream.read(&mut answer).await.expect("the answer goes on");
+        if count == 0 {
+            break;
+        }
+        received += count;
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
     assert_eq!(received, whole, "{}", service.log());

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use auth::app::App;
 use auth::clock::Clock;
 use auth::config::{Config, Settings};
-use auth::http::{Peer, Service};
+use auth::http::{HttpService, Peer};
 use auth::{db, http};
 use axum::body::Body;
 use axum::http::{HeaderMap, Method, Request, StatusCode, header};
@@ -35,7 +35,7 @@ pub(crate) struct TestApp {
     pub(crate) db: PgPool,
     pub(crate) refresh_db: PgPool,
     pub(crate) clock: Clock,
-    service: Service,
+    service: HttpService,
 }
 
 #[derive(Parser)]
@@ -140,7 +140,7 @@ impl TestApp {
         let config = config(flags);
         let refresh_db = db::refresh_pool(&pool.connect_options(), connections);
         let app = App::with_pools(config, clock.clone(), pool.clone(), refresh_db.clone()).unwrap();
-        Self { service: http::service(app.clone()), app, db: pool, refresh_db, clock }
+        Self { service: http::build(app.clone()), app, db: pool, refresh_db, clock }
     }
 
     pub(crate) fn advance(&self, seconds: i64) {

@@ -1,0 +1,201 @@
+//! One connection: HTTP/1.1, what it waits for, and for how long it may.
+//!
+//! hyper has a time limit for a head, but applies it to idle connections as well, which gateways keep for longer, and none
+//! for an answer that is not taken.
+
+use std::convert::Infallible;
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::Body;
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tower::Service as _;
+
+use super::{HttpService, Peer};
+
+/// The time for a head, from its first byte to its end, and for the first byte of a new connection.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// An answer of which nothing is taken for so long ends the connection.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a new connection has to complete its first head when the service shuts down.
+const DRAIN_QUIET_PERIOD: Duration = Duration::from_secs(1);
+/// Largest head.
+const MAX_HEAD_BYTES: usize = 64 * 1024;
+
+/// Serves requests until the client goes, a time limit has passed, or, once `draining`, the request in flight is answered.
+pub(super) async fn serve(
+    stream: TcpStream,
+    peer: Peer,
+    service: HttpService,
+    idle_timeout: Duration,
+    draining: CancellationToken,
+) {
+    // Answers are small and written whole; waiting to fill a packet only delays them.
+    let _ = stream.set_nodelay(true);
+    let activity = Activity::new();
+    let service = service_fn(|request: Request<Incoming>| {
+        activity.enter(Phase::Answer);
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(peer);
+        let (mut service, activity) = (service.clone(), &activity);
+        async move {
+            let response: Result<_, Infallible> = service.call(request).await;
+            activity.enter(Phase::Idle);
+            response
+        }
+    });
+    let io = TokioIo::new(Observed { stream, activity: &activity });
+    let mut connection = pin!(http1::Builder::new().max_buf_size(MAX_HEAD_BYTES).serve_connection(io, service));
+    let drain = async {
+        draining.cancelled().await;
+        if activity.phase() == Phase::Head {
+            sleep(DRAIN_QUIET_PERIOD).await;
+        }
+    };
+    let ended = tokio::select! {
+        // What has come is read before anything is closed.
+        biased;
+        ended = connection.as_mut() => ended,
+        () = activity.timed_out(idle_timeout) => return,
+        () = drain => {
+            if activity.phase() == Phase::Head {
+                return;
+            }
+            connection.as_mut().graceful_shutdown();
+            tokio::select! {
+                ended = connection => ended,
+                () = activity.timed_out(DRAIN_QUIET_PERIOD) => return,
+            }
+        }
+    };
+    if let Err(error) = ended {
+        // Clients go away and send rubbish all day.
+        tracing::debug!(error = &error as &dyn std::error::Error, "connection failed");
+    }
+}
+
+/// What a connection waits for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The rest of a head, or the first byte of a new connection.
+    Head,
+    /// Our answer. The request has a time limit of its own.
+    Answer,
+    /// The client's taking of an answer.
+    Write,
+    /// The next request, or the end of an answer that is being taken. A half head that came in one piece with the request
+    /// before it counts as none.
+    Idle,
+}
+
+/// The phase of a connection, and when it began or last went forward.
+struct Activity(Mutex<(Phase, Instant)>);
+
+impl Activity {
+    fn new() -> Self {
+        Self(Mutex::new((Phase::Head, Instant::now())))
+    }
+
+    fn get(&self) -> (Phase, Instant) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn phase(&self) -> Phase {
+        self.get().0
+    }
+
+    fn enter(&self, phase: Phase) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (phase, Instant::now());
+    }
+
+    /// Waits until a phase has lasted for too long.
+    async fn timed_out(&self, idle_timeout: Duration) {
+        loop {
+            let (phase, since) = self.get();
+            let now = Instant::now();
+            let deadline = match phase {
+                Phase::Head => since + HEAD_TIMEOUT,
+                Phase::Write => since + WRITE_TIMEOUT,
+                Phase::Idle => since + idle_timeout,
+                Phase::Answer => now + HEAD_TIMEOUT,
+            };
+            if deadline <= now {
+                return;
+            }
+            // Any phase may begin meanwhile, and none has a shorter time.
+            sleep_until(deadline.min(now + HEAD_TIMEOUT)).await;
+        }
+    }
+}
+
+/// Notes what goes through a stream.
+struct Observed<'a> {
+    stream: TcpStream,
+    activity: &'a Activity,
+}
+
+impl Observed<'_> {
+    fn written(&self, outcome: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        let phase = self.activity.phase();
+        match outcome {
+            Poll::Pending if phase != Phase::Write => self.activity.enter(Phase::Write),
+            Poll::Ready(_) if phase == Phase::Write || phase == Phase::Idle => self.activity.enter(Phase::Idle),
+            _ => {}
+        }
+        outcome
+    }
+}
+
+impl AsyncRead for Observed<'_> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let outcome = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if buffer.filled().len() > before && self.activity.phase() == Phase::Idle {
+            self.activity.enter(Phase::Head);
+        }
+        outcome
+    }
+}
+
+impl AsyncWrite for Observed<'_> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.written(outcome)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.written(outcome)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
