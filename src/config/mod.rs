@@ -23,7 +23,7 @@ use sqlx::postgres::PgConnectOptions;
 
 use crate::domain::network::TrustedProxies;
 use crate::domain::role::Role;
-use crate::domain::throttle::Limit;
+use crate::domain::throttle::Throttle;
 use crate::domain::tokens::{Lifetimes, TokenAlgorithm};
 use crate::passwords::hasher::HasherSettings;
 
@@ -55,17 +55,6 @@ pub enum GraceAnswer {
 pub enum UsersListAccess {
     Admin,
     Public,
-}
-
-/// The throttle's limits.
-#[derive(Clone, Copy, Debug)]
-pub struct Throttle {
-    /// Failed logins for one account from one network.
-    pub login_account: Limit,
-    /// Failed logins from one network. Wide, because a whole company or mobile carrier may share an address.
-    pub login_network: Limit,
-    /// Registrations from one network.
-    pub register_network: Limit,
 }
 
 /// Origins that browsers may call from.

@@ -12,11 +12,11 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use super::problems::{Problems, set};
-use super::{Config, ConfigError, CorsOrigins, Database, GraceAnswer, LogFormat, Throttle, UsersListAccess};
+use super::{Config, ConfigError, CorsOrigins, Database, GraceAnswer, LogFormat, UsersListAccess};
 use crate::domain::network::TrustedProxies;
 use crate::domain::password::Argon2Cost;
 use crate::domain::role::Role;
-use crate::domain::throttle::Limit;
+use crate::domain::throttle::THROTTLE;
 use crate::domain::tokens::{Lifetimes, TokenAlgorithm};
 use crate::passwords::hasher::HasherSettings;
 use crate::passwords::pool::PoolSettings;
@@ -32,12 +32,6 @@ const KNOWN_SECRETS: [&str; 6] =
     ["devsecret", "secret", "changeme", "change-me", "jwt-secret", "sample-secret-for-development-only"];
 const DEVELOPMENT_SECRET: &str = "devsecret";
 const MIN_SECRET_BYTES: usize = 32;
-
-const THROTTLE: Throttle = Throttle {
-    login_account: Limit { burst: 20, interval: TimeDelta::seconds(60) },
-    login_network: Limit { burst: 1000, interval: TimeDelta::seconds(2) },
-    register_network: Limit { burst: 500, interval: TimeDelta::seconds(10) },
-};
 
 const ON_OFF: [(&str, bool); 2] = [("on", true), ("off", false)];
 

@@ -14,6 +14,7 @@ use crate::domain::client::ClientInfo;
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::password::PasswordHash;
 use crate::domain::session::EndReason;
+use crate::domain::throttle::Bucket;
 use crate::domain::tokens::{Jti, TokenHash};
 
 /// A session about to be opened, with its first refresh token, for a user whose password was just verified.
@@ -29,6 +30,8 @@ pub struct NewSession {
     pub jti: Jti,
     pub token_hash: TokenHash,
     pub expires_at: DateTime<Utc>,
+    /// Where the login was counted in case its password was wrong; that is taken back.
+    pub counted: Vec<Bucket>,
     pub now: DateTime<Utc>,
 }
 
@@ -63,6 +66,8 @@ impl BatchedCall for NewSession {
     async fn execute(connection: &mut PgConnection, calls: &[&Self]) -> sqlx::Result<Vec<bool>> {
         let mut sessions = calls.to_vec();
         sessions.sort_by_key(|session| session.user_id.0);
+        let counted: Vec<(SessionId, &Bucket)> =
+            sessions.iter().flat_map(|session| session.counted.iter().map(|bucket| (session.id, bucket))).collect();
         let opened = sqlx::query_scalar!(
             r#"
             WITH asked AS (
@@ -88,6 +93,15 @@ impl BatchedCall for NewSession {
             ), opened AS (
                 INSERT INTO sessions (id, user_id, created_at, last_seen_at, user_agent, ip)
                 SELECT id, user_id, now, now, user_agent, ip FROM admitted
+            ), taken_back AS (
+                INSERT INTO auth_throttle AS bucket (key, tat)
+                SELECT key, timestamp 'epoch' - sum(step)::bigint * interval '1 microsecond'
+                FROM unnest($11::uuid[], $12::bytea[], $13::bigint[]) AS event (id, key, step)
+                JOIN admitted USING (id)
+                GROUP BY key
+                ORDER BY key
+                ON CONFLICT ON CONSTRAINT auth_throttle_pkey
+                DO UPDATE SET tat = bucket.tat + (excluded.tat - timestamp 'epoch')
             )
             INSERT INTO refresh_tokens (user_id, jti, token_hash, expires_at, revoked, created_at, session_id)
             SELECT user_id, jti, token_hash, expires_at, false, now, id FROM admitted
@@ -103,6 +117,9 @@ impl BatchedCall for NewSession {
             column(&sessions, |session| session.token_hash.as_str()) as _,
             &column(&sessions, |session| session.expires_at.naive_utc()),
             &column(&sessions, |session| session.now.naive_utc()),
+            &counted.iter().map(|(id, _)| id.0).collect::<Vec<_>>(),
+            &counted.iter().map(|(_, bucket)| bucket.key.0.clone()).collect::<Vec<_>>(),
+            &counted.iter().map(|(_, bucket)| bucket.limit.step()).collect::<Vec<_>>(),
         )
         .fetch_all(connection)
         .await?;

@@ -2,11 +2,13 @@
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgExecutor, PgPool};
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use super::batch::{BatchedCall, column};
-use super::throttle;
 use crate::domain::email::Email;
 use crate::domain::ids::{SessionId, UserId};
+use crate::domain::network::counted_network;
 use crate::domain::password::PasswordHash;
 use crate::domain::role::Role;
 use crate::domain::throttle::Bucket;
@@ -35,74 +37,169 @@ pub struct Account {
     pub password_hash: PasswordHash,
 }
 
-/// Who signs in or registers, and the throttle's buckets that say whether that is allowed; one or two, or none where
-/// nothing is throttled.
+/// Who signs in or registers, and what that is counted in; nothing where the throttle is off.
 #[derive(Debug)]
 pub struct Lookup {
     pub email: Email,
+    pub client: IpAddr,
     pub buckets: Vec<Bucket>,
+    pub now: DateTime<Utc>,
 }
 
 /// All that a login or a registration needs to know beforehand.
 #[derive(Debug)]
 pub struct Found {
     pub account: Option<Account>,
-    /// The theoretical arrival time of each bucket that was asked for.
-    pub tats: [Option<DateTime<Utc>>; 2],
+    pub counted: Counted,
+}
+
+/// Whether an attempt fitted in all of its buckets.
+#[derive(Debug)]
+pub enum Counted {
+    /// It did, and is counted in these.
+    In(Vec<Bucket>),
+    /// It did not, and is counted in none. One more fits after this long.
+    Refused(Duration),
 }
 
 impl BatchedCall for Lookup {
     type Answer = Found;
 
-    /// Case is ignored. Where an adopted database holds two spellings, the exact one is preferred, then the
+    /// The look-up ignores case. Where an adopted database holds two spellings, the exact one is preferred, then the
     /// lower-cased one, then the oldest. (`lower()` of the server knows only what its locale knows, hence both
     /// lower-cased forms.)
+    ///
+    /// An attempt is counted before its password is verified, so that of many at once no more are verified than fit. Of
+    /// the attempts of a batch the first ones fit. Buckets are locked in the order of their keys; where one has less room
+    /// by then than the statement saw, because of another batch, the attempts of this batch do not fit.
     async fn execute(connection: &mut PgConnection, calls: &[&Self]) -> sqlx::Result<Vec<Found>> {
-        let key =
-            |index: usize| column(calls, |lookup| lookup.buckets.get(index).map(|bucket| bucket.key.0.as_slice()));
-        let rows = sqlx::query!(
+        let now = calls.iter().map(|lookup| lookup.now).max().unwrap_or_default();
+        let buckets: Vec<(usize, &Bucket)> = (1..)
+            .zip(calls)
+            .flat_map(|(position, lookup)| lookup.buckets.iter().map(move |bucket| (position, bucket)))
+            .collect();
+        let rows = sqlx::query_as!(
+            FoundRow,
             r#"
+            WITH asked AS (
+                SELECT * FROM unnest($1::text[], $2::text[], $3::inet[])
+                    WITH ORDINALITY AS asked (email, lowered, network, position)
+            ), found AS (
+                SELECT asked.position, asked.network, account.*
+                FROM asked
+                LEFT JOIN LATERAL (
+                    SELECT id, email, role, password_hash
+                    FROM users
+                    WHERE lower(email) IN (lower(asked.email), asked.lowered)
+                    ORDER BY email = asked.email DESC, email = asked.lowered DESC, id
+                    LIMIT 1
+                ) AS account ON true
+            ), event AS MATERIALIZED (
+                -- Microseconds: how far an event moves the bucket, and how far it can still be moved.
+                SELECT
+                    event.position, event.key, event.step,
+                    event.size - (1000000 * extract(epoch FROM greatest($4::timestamp, least(
+                        coalesce(bucket.tat, $4::timestamp), $4::timestamp + event.size * interval '1 microsecond'
+                    )) - $4::timestamp))::bigint AS room
+                FROM unnest($5::bigint[], $6::bytea[], $7::bigint[], $8::bigint[], $9::bool[])
+                    AS event (position, key, step, size, spares_known_networks)
+                JOIN found USING (position)
+                LEFT JOIN auth_throttle AS bucket USING (key)
+                WHERE CASE WHEN event.spares_known_networks AND bucket.tat > $4::timestamp
+                    THEN NOT EXISTS (
+                        SELECT FROM sessions WHERE sessions.user_id = found.id AND sessions.ip <<= found.network
+                    )
+                    ELSE true END
+            ), ranked AS (
+                SELECT *, row_number() OVER (PARTITION BY key ORDER BY position) AS rank
+                FROM event
+                WHERE position NOT IN (SELECT position FROM event WHERE step > room)
+            ), fitting AS (
+                SELECT position FROM ranked GROUP BY position HAVING bool_and(rank * step <= room)
+            ), counted AS (
+                INSERT INTO auth_throttle AS bucket (key, tat)
+                SELECT key, $4::timestamp + sum(step)::bigint * interval '1 microsecond'
+                FROM ranked JOIN fitting USING (position)
+                GROUP BY key
+                ORDER BY key
+                ON CONFLICT ON CONSTRAINT auth_throttle_pkey
+                DO UPDATE SET tat = greatest(bucket.tat, $4::timestamp) + (excluded.tat - $4::timestamp)
+                WHERE greatest(bucket.tat, $4::timestamp) + (excluded.tat - $4::timestamp) <= $4::timestamp
+                    + ($8::bigint[])[array_position($6::bytea[], excluded.key)] * interval '1 microsecond'
+                RETURNING key
+            ), outcome AS (
+                SELECT
+                    event.position,
+                    array_agg(event.key) AS keys,
+                    max(event.step - event.room % event.step) FILTER (
+                        WHERE event.step > event.room OR ranked.rank * event.step > event.room
+                           OR (fitting.position IS NOT NULL AND counted.key IS NULL)
+                    ) AS wait
+                FROM event
+                LEFT JOIN ranked ON ranked.position = event.position AND ranked.key = event.key
+                LEFT JOIN fitting ON fitting.position = event.position
+                LEFT JOIN counted ON counted.key = event.key
+                GROUP BY event.position
+            )
             SELECT
                 found.id AS "id?: UserId",
                 found.email AS "email?",
                 found.role AS "role?: Role",
                 found.password_hash AS "password_hash?: PasswordHash",
-                (SELECT tat FROM auth_throttle WHERE key = first_key) AS first_tat,
-                (SELECT tat FROM auth_throttle WHERE key = second_key) AS second_tat
-            FROM unnest($1::text[], $2::text[], $3::bytea[], $4::bytea[])
-                WITH ORDINALITY AS asked (email, lowered, first_key, second_key, position)
-            LEFT JOIN LATERAL (
-                SELECT id, email, role, password_hash
-                FROM users
-                WHERE lower(email) IN (lower(asked.email), asked.lowered)
-                ORDER BY email = asked.email DESC, email = asked.lowered DESC, id
-                LIMIT 1
-            ) AS found ON true
+                outcome.keys AS "keys?",
+                outcome.wait AS "wait?"
+            FROM found LEFT JOIN outcome USING (position)
             ORDER BY position
             "#,
             column(calls, |lookup| lookup.email.as_str()) as _,
             column(calls, |lookup| lookup.email.lowered()) as _,
-            key(0) as _,
-            key(1) as _,
+            &column(calls, |lookup| counted_network(lookup.client)),
+            now.naive_utc(),
+            &buckets.iter().map(|(position, _)| i64::try_from(*position).unwrap_or(0)).collect::<Vec<_>>(),
+            &buckets.iter().map(|(_, bucket)| bucket.key.0.clone()).collect::<Vec<_>>(),
+            &buckets.iter().map(|(_, bucket)| bucket.limit.step()).collect::<Vec<_>>(),
+            &buckets.iter().map(|(_, bucket)| bucket.limit.size()).collect::<Vec<_>>(),
+            &buckets.iter().map(|(_, bucket)| bucket.spares_known_networks).collect::<Vec<_>>(),
         )
         .fetch_all(connection)
         .await?;
-        let found = rows.into_iter().map(|row| {
-            let account = match (row.id, row.email, row.role, row.password_hash) {
-                (Some(id), Some(email), Some(role), Some(password_hash)) => {
-                    Some(Account { user: User { id, email, role }, password_hash })
-                }
-                _ => None,
-            };
-            Found { account, tats: [row.first_tat, row.second_tat].map(|tat| tat.map(|tat| tat.and_utc())) }
-        });
-        Ok(found.collect())
+        Ok(calls.iter().zip(rows).map(|(lookup, row)| row.found(lookup)).collect())
+    }
+}
+
+/// A row of the statement of a [`Lookup`].
+struct FoundRow {
+    id: Option<UserId>,
+    email: Option<String>,
+    role: Option<Role>,
+    password_hash: Option<PasswordHash>,
+    /// Of the buckets that count here.
+    keys: Option<Vec<Vec<u8>>>,
+    /// Microseconds; null where the attempt fits.
+    wait: Option<i64>,
+}
+
+impl FoundRow {
+    fn found(self, lookup: &Lookup) -> Found {
+        let account = match (self.id, self.email, self.role, self.password_hash) {
+            (Some(id), Some(email), Some(role), Some(password_hash)) => {
+                Some(Account { user: User { id, email, role }, password_hash })
+            }
+            _ => None,
+        };
+        let counted = if let Some(micros) = self.wait {
+            Counted::Refused(Duration::from_micros(micros.unsigned_abs()))
+        } else {
+            let keys = self.keys.unwrap_or_default();
+            Counted::In(lookup.buckets.iter().filter(|bucket| keys.contains(&bucket.key.0)).cloned().collect())
+        };
+        Found { account, counted }
     }
 }
 
 /// The user with this address, in whatever case.
 pub async fn find(pool: &PgPool, email: Email) -> sqlx::Result<Option<User>> {
-    let lookup = Lookup { email, buckets: Vec::new() };
+    let lookup = Lookup { email, client: Ipv4Addr::UNSPECIFIED.into(), buckets: Vec::new(), now: DateTime::default() };
     let found = Lookup::execute(&mut *pool.acquire().await?, &[&lookup]).await?;
     Ok(found.into_iter().find_map(|found| found.account).map(|account| account.user))
 }
@@ -152,26 +249,16 @@ pub async fn exists(executor: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<b
 }
 
 /// Adds a user unless the address is taken in any spelling; `None` says it is. Among concurrent registrations the
-/// unique constraint decides, since new addresses are stored lower-cased. The attempt is counted in `buckets` either way.
+/// unique constraint decides, since new addresses are stored lower-cased.
 pub async fn insert(
     executor: impl PgExecutor<'_>,
     email: &Email,
     password_hash: &PasswordHash,
     role: &Role,
-    buckets: &[Bucket],
     now: DateTime<Utc>,
 ) -> sqlx::Result<Option<UserId>> {
-    let (keys, seconds) = throttle::columns(buckets);
     sqlx::query_scalar!(
         r#"
-        WITH counted AS (
-            INSERT INTO auth_throttle AS bucket (key, tat)
-            SELECT key, $4::timestamp + make_interval(secs => seconds)
-            FROM unnest($5::bytea[], $6::float8[]) AS event (key, seconds)
-            ORDER BY key
-            ON CONFLICT ON CONSTRAINT auth_throttle_pkey
-            DO UPDATE SET tat = greatest(bucket.tat, $4::timestamp) + (excluded.tat - $4::timestamp)
-        )
         INSERT INTO users (email, password_hash, role, created_at, updated_at)
         SELECT $1::text, $2, $3, $4, $4
         WHERE NOT EXISTS (SELECT FROM users WHERE lower(email) = $1::text)
@@ -182,8 +269,6 @@ pub async fn insert(
         password_hash as _,
         role as _,
         now.naive_utc(),
-        &keys,
-        &seconds,
     )
     .fetch_optional(executor)
     .await

@@ -1,7 +1,7 @@
 //! Where a request comes from: the client's address behind trusted proxies, and the network it is counted under.
 
 use ipnet::IpNet;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 /// The networks whose `X-Forwarded-For` is believed.
 #[derive(Clone, Debug, Default)]
@@ -44,14 +44,23 @@ fn parse_hop(entry: &str) -> Option<IpAddr> {
         .or_else(|| entry.strip_prefix('[')?.strip_suffix(']')?.parse().ok())
 }
 
-/// The network an address is counted under: itself for IPv4, its /64 for IPv6, where one customer commonly has a
-/// whole /64 to choose addresses from.
+/// The network an address is counted under: itself for IPv4, its /64 for IPv6, where one customer commonly has a whole
+/// /64 to choose addresses from.
 #[must_use]
-pub fn counted_network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(address) => IpAddr::V4(address),
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64))),
-    }
+pub fn counted_network(address: IpAddr) -> IpNet {
+    network(address.to_canonical(), 64)
+}
+
+/// The /48 of an IPv6 address: all /64s that one site commonly has to choose from.
+#[must_use]
+pub fn counted_site(address: IpAddr) -> Option<IpNet> {
+    let address = address.to_canonical();
+    address.is_ipv6().then(|| network(address, 48))
+}
+
+fn network(address: IpAddr, ipv6_prefix: u8) -> IpNet {
+    let prefix = if address.is_ipv6() { ipv6_prefix } else { 32 };
+    IpNet::new(address, prefix).expect("BUG: no prefix is longer than its address").trunc()
 }
 
 #[cfg(test)]
@@ -87,8 +96,16 @@ mod tests {
     #[test]
     fn an_ipv6_customer_is_counted_by_the_64_bits_of_the_network() {
         let network = |text: &str| counted_network(text.parse().unwrap()).to_string();
-        assert_eq!(network("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
-        assert_eq!(network("::ffff:203.0.113.9"), "203.0.113.9");
-        assert_eq!(network("203.0.113.9"), "203.0.113.9");
+        assert_eq!(network("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
+        assert_eq!(network("::ffff:203.0.113.9"), "203.0.113.9/32");
+        assert_eq!(network("203.0.113.9"), "203.0.113.9/32");
+    }
+
+    #[test]
+    fn only_an_ipv6_customer_has_a_site() {
+        let site = |text: &str| counted_site(text.parse().unwrap()).map(|site| site.to_string());
+        assert_eq!(site("2001:db8:1:2:3:4:5:6").as_deref(), Some("2001:db8:1::/48"));
+        assert_eq!(site("203.0.113.9"), None);
+        assert_eq!(site("::ffff:203.0.113.9"), None);
     }
 }

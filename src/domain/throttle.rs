@@ -1,28 +1,94 @@
-//! Limits on failed logins and on registrations, by the generic cell rate algorithm: a bucket is one timestamp, the
-//! theoretical arrival time (TAT). Each counted event moves it one interval ahead; the bucket is empty while it stands
-//! more than `burst - 1` intervals ahead of the clock. No timer, no counter to reset, and waiting always helps.
+//! Limits on logins and registrations, by the generic cell rate algorithm: a bucket is one timestamp, the theoretical
+//! arrival time (TAT). Each event moves it one interval ahead; the bucket is full when it stands `burst` intervals ahead
+//! of the clock. No timer, no counter to reset, and waiting always helps.
+//!
+//! Here is what is counted in which bucket. The counting itself is a statement (`db::users::Lookup`), so that all
+//! replicas share it.
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::TimeDelta;
+use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 use std::net::IpAddr;
 
 use super::email::Email;
-use super::network::counted_network;
+use super::network::{counted_network, counted_site};
 
 /// How many events at once, and how fast the allowance comes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {
-    pub burst: u32,
+    pub burst: i32,
     pub interval: TimeDelta,
 }
 
 impl Limit {
-    /// The wait until one more event fits, or `None` if it fits now.
+    const fn new(burst: i32, seconds: i64) -> Self {
+        Self { burst, interval: TimeDelta::seconds(seconds) }
+    }
+
+    /// How far one event moves a bucket, in microseconds.
     #[must_use]
-    pub fn wait(&self, tat: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Option<TimeDelta> {
-        let ahead = tat? - now;
-        let allowance = self.interval * i32::try_from(self.burst).unwrap_or(i32::MAX) - self.interval;
-        (ahead > allowance).then(|| ahead - allowance)
+    pub fn step(&self) -> i64 {
+        self.interval.num_microseconds().unwrap_or(i64::MAX)
+    }
+
+    /// How far all that fit at once move it.
+    #[must_use]
+    pub fn size(&self) -> i64 {
+        self.step().saturating_mul(self.burst.into())
+    }
+}
+
+/// The limits. A network is an IPv4 address or an IPv6 /64, a site an IPv6 /48.
+#[derive(Clone, Copy, Debug)]
+pub struct Throttle {
+    /// Failed logins for one account from one network. An attacker elsewhere fills another bucket, so nobody can lock a
+    /// customer out.
+    pub login_account: Limit,
+    /// Failed logins for one account from all networks that it was never used from.
+    pub login_account_elsewhere: Limit,
+    /// Failed logins from one network. Wide, because a whole company or mobile carrier may share an address.
+    pub login_network: Limit,
+    /// Failed logins from one site.
+    pub login_site: Limit,
+    /// Registrations from one network.
+    pub register_network: Limit,
+    /// Registrations from one site.
+    pub register_site: Limit,
+}
+
+/// The limits in force where the throttle is on.
+pub const THROTTLE: Throttle = Throttle {
+    login_account: Limit::new(20, 60),
+    login_account_elsewhere: Limit::new(60, 30),
+    login_network: Limit::new(1000, 2),
+    login_site: Limit::new(2000, 1),
+    register_network: Limit::new(500, 10),
+    register_site: Limit::new(1000, 5),
+};
+
+impl Throttle {
+    /// What a login is counted in.
+    #[must_use]
+    pub fn login(&self, email: &Email, client: IpAddr) -> Vec<Bucket> {
+        let elsewhere = Bucket {
+            spares_known_networks: true,
+            ..Bucket::new(BucketKey::login_account_elsewhere(email), self.login_account_elsewhere)
+        };
+        let mut buckets = vec![
+            Bucket::new(BucketKey::login_account(email, client), self.login_account),
+            elsewhere,
+            Bucket::new(BucketKey::login_network(client), self.login_network),
+        ];
+        buckets.extend(BucketKey::login_site(client).map(|key| Bucket::new(key, self.login_site)));
+        buckets
+    }
+
+    /// What a registration is counted in.
+    #[must_use]
+    pub fn register(&self, client: IpAddr) -> Vec<Bucket> {
+        let mut buckets = vec![Bucket::new(BucketKey::register_network(client), self.register_network)];
+        buckets.extend(BucketKey::register_site(client).map(|key| Bucket::new(key, self.register_site)));
+        buckets
     }
 }
 
@@ -31,6 +97,14 @@ impl Limit {
 pub struct Bucket {
     pub key: BucketKey,
     pub limit: Limit,
+    /// Whether events do not count that come from a network the account was used from.
+    pub spares_known_networks: bool,
+}
+
+impl Bucket {
+    fn new(key: BucketKey, limit: Limit) -> Self {
+        Self { key, limit, spares_known_networks: false }
+    }
 }
 
 /// The name of a bucket: a digest, so that the table holds neither addresses nor e-mails.
@@ -38,55 +112,45 @@ pub struct Bucket {
 pub struct BucketKey(pub Vec<u8>);
 
 impl BucketKey {
-    /// Failed logins for one account from one network. A stranger elsewhere fills another bucket, so nobody can lock
-    /// a customer out.
     #[must_use]
     pub fn login_account(email: &Email, client: IpAddr) -> Self {
-        Self::digest("login-account", client, email.lowered())
+        Self::digest("login-account", Some(counted_network(client)), email.lowered())
     }
 
-    /// Failed logins from one network, whatever the account.
+    #[must_use]
+    pub fn login_account_elsewhere(email: &Email) -> Self {
+        Self::digest("login-account-elsewhere", None, email.lowered())
+    }
+
     #[must_use]
     pub fn login_network(client: IpAddr) -> Self {
-        Self::digest("login-network", client, "")
+        Self::digest("login-network", Some(counted_network(client)), "")
     }
 
-    /// Registrations from one network.
+    #[must_use]
+    pub fn login_site(client: IpAddr) -> Option<Self> {
+        counted_site(client).map(|site| Self::digest("login-site", Some(site), ""))
+    }
+
     #[must_use]
     pub fn register_network(client: IpAddr) -> Self {
-        Self::digest("register-network", client, "")
+        Self::digest("register-network", Some(counted_network(client)), "")
     }
 
-    fn digest(kind: &str, client: IpAddr, account: &str) -> Self {
-        let text = format!("{kind}\0{}\0{account}", counted_network(client));
-        Self(Sha256::digest(text)[..16].to_vec())
+    #[must_use]
+    pub fn register_site(client: IpAddr) -> Option<Self> {
+        counted_site(client).map(|site| Self::digest("register-site", Some(site), ""))
+    }
+
+    fn digest(kind: &str, network: Option<IpNet>, account: &str) -> Self {
+        let network = network.map(|network| network.to_string()).unwrap_or_default();
+        Self(Sha256::digest(format!("{kind}\0{network}\0{account}"))[..16].to_vec())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_burst_fits_and_then_one_per_interval() {
-        let limit = Limit { burst: 3, interval: TimeDelta::seconds(10) };
-        let now = DateTime::from_timestamp(1_700_000_000, 0).unwrap();
-        let mut tat = None;
-        for _ in 0..3 {
-            assert_eq!(limit.wait(tat, now), None);
-            tat = Some(tat.map_or(now, |tat: DateTime<Utc>| tat.max(now)) + limit.interval);
-        }
-        assert_eq!(limit.wait(tat, now), Some(TimeDelta::seconds(10)));
-        assert_eq!(limit.wait(tat, now + TimeDelta::seconds(9)), Some(TimeDelta::seconds(1)));
-        assert_eq!(limit.wait(tat, now + TimeDelta::seconds(10)), None);
-    }
-
-    #[test]
-    fn an_old_bucket_is_full_again() {
-        let limit = Limit { burst: 1, interval: TimeDelta::seconds(60) };
-        let now = DateTime::from_timestamp(1_700_000_000, 0).unwrap();
-        assert_eq!(limit.wait(Some(now - TimeDelta::days(1)), now), None);
-    }
 
     #[test]
     fn buckets_differ_by_kind_account_and_network() {
@@ -99,5 +163,7 @@ mod tests {
         assert_ne!(key, BucketKey::login_account(&email("a@example.com"), away));
         assert_ne!(key, BucketKey::login_account(&email("b@example.com"), here));
         assert_ne!(BucketKey::login_network(here), BucketKey::register_network(here));
+        assert_eq!(BucketKey::login_site(here), BucketKey::login_site(away));
+        assert_ne!(BucketKey::login_site(here), BucketKey::register_site(here));
     }
 }

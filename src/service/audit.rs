@@ -26,7 +26,7 @@ pub(super) fn audit(
         outcome,
         user.id = user.map(|id| id.0),
         session.id = session.map(tracing::field::display),
-        network = %counted_network(client),
+        network = %counted_network(client).addr(),
         "audit"
     );
 }
@@ -51,7 +51,7 @@ pub(super) fn audit_by(
         admin.id = admin,
         user.id = user.map(|id| id.0),
         session.id = session.map(tracing::field::display),
-        network = ip.map(|ip| tracing::field::display(counted_network(ip))),
+        network = ip.map(|ip| tracing::field::display(counted_network(ip).addr())),
         "audit"
     );
 }

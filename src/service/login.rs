@@ -5,19 +5,15 @@
 //! theirs would have come ([`crate::passwords::hasher::Hasher::refusal_delay`]). A throttled attempt is answered before any
 //! hash, for known and unknown accounts alike.
 
-use chrono::{DateTime, Utc};
-
 use super::audit::audit;
 use super::tokens::{IssuedSession, TokenPair};
 use crate::app::App;
-use crate::config::Throttle;
-use crate::db;
-use crate::db::users::{Account, Lookup};
+use crate::db::users::{Account, Counted, Lookup};
 use crate::domain::client::ClientInfo;
 use crate::domain::email::Email;
 use crate::domain::ids::SessionId;
 use crate::domain::password::{Password, PasswordHash, Verdict};
-use crate::domain::throttle::{Bucket, BucketKey};
+use crate::domain::throttle::Bucket;
 use crate::error::Error;
 
 /// How often a login starts over because the account's hash changed beneath it.
@@ -42,7 +38,8 @@ async fn try_login(app: &App, email: &Email, password: &Password, client: &Clien
         let verified = verify_password(app, "login", email, password, client).await?;
         let user = verified.account.user;
         let issued = IssuedSession::issue(app, &user, SessionId::generate());
-        let session = issued.session(&user, client, verified.account.password_hash, verified.replacement);
+        let (hash, replacement) = (verified.account.password_hash, verified.replacement);
+        let session = issued.session(&user, client, hash, replacement, verified.counted);
         if app.session_inserts.submit(session).await? {
             audit("login", "success", Some(user.id), Some(issued.session_id), client.ip);
             return Ok(issued.sign(app, &user));
@@ -56,6 +53,8 @@ async fn try_login(app: &App, email: &Email, password: &Password, client: &Clien
 pub(super) struct Verified {
     pub account: Account,
     pub replacement: Option<PasswordHash>,
+    /// Where the attempt was counted.
+    pub counted: Vec<Bucket>,
 }
 
 /// Throttle, look-up and password check: the part that logging in and changing the password share. No connection is
@@ -68,19 +67,21 @@ pub(super) async fn verify_password(
     client: &ClientInfo,
 ) -> Result<Verified, Error> {
     let slot = app.hasher.acquire().await?;
-    let now = app.clock.now();
-    let buckets: Vec<Bucket> =
-        app.config.throttle.iter().flat_map(|throttle| login_buckets(throttle, email, client)).collect();
-    let found = app.account_lookups.submit(Lookup { email: email.clone(), buckets: buckets.clone() }).await?;
+    let buckets = app.config.throttle.map(|throttle| throttle.login(email, client.ip)).unwrap_or_default();
+    let lookup = Lookup { email: email.clone(), client: client.ip, buckets, now: app.clock.now() };
+    let found = app.account_lookups.submit(lookup).await?;
     let user_id = found.account.as_ref().map(|account| account.user.id);
-    if let Err(error) = refuse_throttled(&buckets, &found.tats, now) {
-        audit(event, "throttled", user_id, None, client.ip);
-        return Err(error);
-    }
+    let counted = match found.counted {
+        Counted::In(buckets) => buckets,
+        Counted::Refused(wait) => {
+            audit(event, "throttled", user_id, None, client.ip);
+            return Err(Error::Throttled(wait));
+        }
+    };
     let stored = found.account.as_ref().map(|account| account.password_hash.clone());
     let checked = slot.verify(password.clone(), stored).await?;
     if let (Verdict::Match { .. }, Some(account)) = (checked.verdict, found.account) {
-        return Ok(Verified { account, replacement: checked.replacement });
+        return Ok(Verified { account, replacement: checked.replacement, counted });
     }
     if checked.verdict == Verdict::Unusable {
         tracing::warn!(
@@ -88,29 +89,7 @@ pub(super) async fn verify_password(
             "the stored password hash is unusable; the user cannot sign in"
         );
     }
-    let delay = tokio::time::sleep(app.hasher.refusal_delay(&checked));
-    let (counted, ()) = tokio::join!(db::throttle::count(&app.db, &buckets, now), delay);
-    counted?;
+    tokio::time::sleep(app.hasher.refusal_delay(&checked)).await;
     audit(event, "invalid", user_id, None, client.ip);
     Err(Error::InvalidCredentials)
-}
-
-fn login_buckets(throttle: &Throttle, email: &Email, client: &ClientInfo) -> [Bucket; 2] {
-    [
-        Bucket { key: BucketKey::login_account(email, client.ip), limit: throttle.login_account },
-        Bucket { key: BucketKey::login_network(client.ip), limit: throttle.login_network },
-    ]
-}
-
-/// Refuses while any of the buckets is empty.
-pub(super) fn refuse_throttled(
-    buckets: &[Bucket],
-    tats: &[Option<DateTime<Utc>>],
-    now: DateTime<Utc>,
-) -> Result<(), Error> {
-    let waits = buckets.iter().zip(tats).filter_map(|(bucket, tat)| bucket.limit.wait(*tat, now));
-    match waits.max() {
-        None => Ok(()),
-        Some(wait) => Err(Error::Throttled(wait.to_std().unwrap_or_default())),
-    }
 }

@@ -35,7 +35,7 @@ pub async fn change_password(
     }
     let hash = app.hasher.acquire().await?.hash(new).await?;
     let issued = IssuedSession::issue(app, &user, SessionId::generate());
-    let session = issued.session(&user, client, verified.account.password_hash, Some(hash));
+    let session = issued.session(&user, client, verified.account.password_hash, Some(hash), Vec::new());
     let mut transaction = app.db.begin().await?;
     if NewSession::execute(&mut transaction, &[&session]).await? != [true] {
         return Err(Error::InvalidCredentials);

@@ -8,6 +8,7 @@ use crate::db::users::User;
 use crate::domain::client::ClientInfo;
 use crate::domain::ids::SessionId;
 use crate::domain::password::PasswordHash;
+use crate::domain::throttle::Bucket;
 use crate::domain::tokens::{AccessToken, Jti, RefreshToken, TokenHash};
 
 /// An access token, and the refresh token to get the next one with.
@@ -42,6 +43,7 @@ impl IssuedSession {
         client: &ClientInfo,
         verified: PasswordHash,
         replacement: Option<PasswordHash>,
+        counted: Vec<Bucket>,
     ) -> NewSession {
         NewSession {
             id: self.session_id,
@@ -52,6 +54,7 @@ impl IssuedSession {
             jti: self.jti.clone(),
             token_hash: self.token_hash.clone(),
             expires_at: self.expires_at,
+            counted,
             now: self.now,
         }
     }

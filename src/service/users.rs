@@ -39,7 +39,7 @@ pub async fn create(
     role: &Role,
     now: DateTime<Utc>,
 ) -> Result<UserId, Error> {
-    let created = db::users::insert(db, email, hash, role, &[], now).await?;
+    let created = db::users::insert(db, email, hash, role, now).await?;
     audit_by(actor, "register", if created.is_some() { "success" } else { "email_taken" }, created, None);
     created.ok_or(Error::EmailTaken)
 }

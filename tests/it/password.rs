@@ -130,13 +130,19 @@ async fn an_account_of_another_spelling_is_not_changed_in_its_stead(pool: PgPool
 async fn without_its_database_the_service_is_unavailable_and_nothing_is_half_done(pool: PgPool) {
     let app = TestApp::new(pool);
     let tokens = app.customer("cust@example.com").await;
-    let before = app.rows().await;
+    // But for the throttle: an attempt is counted before its password is verified.
+    let rows = async || {
+        let mut rows = app.rows().await;
+        rows.as_object_mut().unwrap().remove("auth_throttle");
+        rows
+    };
+    let before = rows().await;
     // The hash and the new session are written, the others cannot be ended.
     app.execute("CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''refused''; END'").await;
     app.execute("CREATE TRIGGER refuse BEFORE UPDATE ON sessions FOR EACH ROW EXECUTE FUNCTION refuse()").await;
     let answer = change(&app, &tokens, body(PASSWORD, NEW)).await;
     answer.assert_detail(503, "Service unavailable, try again later");
-    assert_eq!(app.rows().await, before);
+    assert_eq!(rows().await, before);
     app.execute("DROP TRIGGER refuse ON sessions").await;
     pair(&change(&app, &tokens, body(PASSWORD, NEW)).await);
 }

@@ -1,5 +1,6 @@
 //! The throttle of failed logins: how many, for whom, from where, and for how long.
 
+use auth::domain::email::Email;
 use auth::domain::throttle::BucketKey;
 use axum::body::Body;
 use axum::http::Request;
@@ -7,7 +8,7 @@ use chrono::TimeDelta;
 use serde_json::json;
 use sqlx::PgPool;
 
-use crate::support::{Answer, PASSWORD, TestApp, pair};
+use crate::support::{Answer, PASSWORD, TestApp, count, pair, together};
 
 const WRONG: &str = "not the password";
 
@@ -98,10 +99,13 @@ async fn replicas_share_the_count(pool: PgPool) {
 async fn a_success_costs_nothing_and_forgives_nothing(pool: PgPool) {
     let app = TestApp::new(pool);
     app.customer("cust@example.com").await;
-    let logins = "SELECT count(*) FROM auth_throttle";
-    let registered: i64 = app.value(logins).await;
+    let in_use = async || {
+        let query = sqlx::query_scalar("SELECT count(*) FROM auth_throttle WHERE tat > $1").bind(app.now());
+        query.fetch_one(&app.db).await.unwrap()
+    };
+    let registered: i64 = in_use().await;
     app.login("cust@example.com").await;
-    assert_eq!(app.value::<i64>(logins).await, registered);
+    assert_eq!(in_use().await, registered);
     for _ in 0..19 {
         assert_eq!(app.try_login("cust@example.com", WRONG).await.status, 401);
     }
@@ -184,6 +188,164 @@ async fn the_table_names_neither_accounts_nor_addresses(pool: PgPool) {
     let app = TestApp::new(pool);
     assert_eq!(login_from(&app, "198.51.100.7", "nobody@example.com", WRONG).await.status, 401);
     let keys: Vec<Vec<u8>> = sqlx::query_scalar("SELECT key FROM auth_throttle").fetch_all(&app.db).await.unwrap();
-    assert_eq!(keys.len(), 2, "one for account and network, one for the network");
+    assert_eq!(keys.len(), 3, "one for account and network, one for each of them alone");
     assert!(keys.iter().all(|key| key.len() == 16));
+}
+
+/// Tries at once, all of them before the first is answered.
+async fn try_together(app: &TestApp, ips: &[&str], tries: usize, password: &str) -> Vec<Answer> {
+    let tries = (0..tries).map(|index| {
+        let (app, ip, password) = (app.clone(), ips[index % ips.len()].to_owned(), password.to_owned());
+        async move { login_from(&app, &ip, "cust@example.com", &password).await }
+    });
+    together(tries).await
+}
+
+async fn tat(app: &TestApp, key: BucketKey) -> chrono::NaiveDateTime {
+    let query = sqlx::query_scalar("SELECT tat FROM auth_throttle WHERE key = $1").bind(key.0);
+    query.fetch_one(&app.db).await.unwrap()
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn of_64_tries_at_once_no_more_are_verified_than_fit(pool: PgPool) {
+    for flags in [&["--password-hash-max-wait-ms=60000"][..], &["--password-hash-max-wait-ms=60000", "--batch-size=1"]]
+    {
+        let app = TestApp::with(pool.clone(), flags);
+        app.execute("DELETE FROM auth_throttle").await;
+        let replica = TestApp::with_clock(app.db.clone(), flags, app.clock.clone());
+        let before = hashes(&app) + hashes(&replica);
+        let (here, there) = tokio::join!(
+            try_together(&app, &["198.51.100.7"], 32, WRONG),
+            try_together(&replica, &["198.51.100.7"], 32, WRONG)
+        );
+        let answers: Vec<Answer> = here.into_iter().chain(there).collect();
+        let verified = count(&answers, 401);
+        // Where two batches meet, some may be refused that would have fitted.
+        assert!((1..=20).contains(&verified), "{verified}");
+        assert_eq!((count(&answers, 429), hashes(&app) + hashes(&replica) - before), (64 - verified, verified as u64));
+        let full = app.now() + TimeDelta::minutes(20);
+        let tat = tat(&app, BucketKey::login_account(&email(), [198, 51, 100, 7].into())).await;
+        assert!(tat <= full, "{tat} is further ahead than {full}");
+    }
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn in_one_batch_as_many_are_verified_as_fit_and_the_others_are_counted_nowhere(pool: PgPool) {
+    let app = TestApp::with(pool, &["--password-hash-max-wait-ms=60000"]);
+    let mut holder = app.db.begin().await.unwrap();
+    sqlx::query("LOCK TABLE auth_throttle").execute(&mut *holder).await.unwrap();
+    // As many as there are workers wait for the table; all others are the next batch.
+    let first = tokio::spawn({
+        let app = app.clone();
+        async move { try_together(&app, &["203.0.113.1", "203.0.113.2", "203.0.113.3", "203.0.113.4"], 4, WRONG).await }
+    });
+    app.until_blocked(1).await;
+    let others = tokio::spawn({
+        let app = app.clone();
+        async move { try_together(&app, &["198.51.100.7"], 64, WRONG).await }
+    });
+    assert_eq!(app.get("/auth/ready").await.status, 200);
+    holder.commit().await.unwrap();
+    assert_eq!(count(&first.await.unwrap(), 401), 4);
+    let others = others.await.unwrap();
+    assert!(count(&others, 401) <= 20);
+    for answer in others.iter().filter(|answer| answer.status == 429) {
+        assert!((1..=60).contains(&answer.retry_after()), "{}", answer.retry_after());
+    }
+    let limit = app.app.config.throttle.unwrap().login_network;
+    let counted = tat(&app, BucketKey::login_network([198, 51, 100, 7].into())).await - app.now();
+    assert!(counted <= limit.interval * 20, "{counted}");
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn right_passwords_at_once_take_back_what_they_were_counted(pool: PgPool) {
+    let app = TestApp::with(pool, &["--password-hash-max-wait-ms=60000"]);
+    app.register("cust@example.com", "customer").await;
+    for _ in 0..5 {
+        let answers = try_together(&app, &["198.51.100.7"], 20, PASSWORD).await;
+        assert_eq!(count(&answers, 200), 20);
+    }
+    let in_use: i64 = sqlx::query_scalar("SELECT count(*) FROM auth_throttle WHERE tat > $1 + interval '10 s'")
+        .bind(app.now())
+        .fetch_one(&app.db)
+        .await
+        .unwrap();
+    assert_eq!(in_use, 0);
+    assert_throttled(&exhaust(&app, "198.51.100.7", "cust@example.com").await);
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn an_account_tried_from_many_networks_is_closed_to_new_ones_and_open_to_its_own(pool: PgPool) {
+    let app = TestApp::new(pool);
+    app.register("cust@example.com", "customer").await;
+    pair(&login_from(&app, "2001:db8:5::1", "cust@example.com", PASSWORD).await);
+    let limit = app.app.config.throttle.unwrap().login_account_elsewhere;
+    assert_eq!((limit.burst, limit.interval), (60, TimeDelta::seconds(30)));
+    let (mut verified, mut refused) = (0, None);
+    for attempt in 0..300 {
+        // From twenty /64s of one /48.
+        let answer = login_from(&app, &format!("2001:db8:0:{:x}::1", attempt % 20), "cust@example.com", WRONG).await;
+        match answer.status.as_u16() {
+            401 => verified += 1,
+            _ => refused = Some(answer),
+        }
+    }
+    // Some come back while this runs.
+    assert!((60..=63).contains(&verified), "{verified} of 300");
+    let refused = refused.unwrap();
+    assert_throttled(&refused);
+    assert!((1..=30).contains(&refused.retry_after()), "{}", refused.retry_after());
+    assert_throttled(&login_from(&app, "198.51.100.7", "cust@example.com", PASSWORD).await);
+    // Another account is not concerned, nor is a network that the account was used from.
+    assert_eq!(login_from(&app, "2001:db8:0:3::1", "other@example.com", WRONG).await.status, 401);
+    let before = tat(&app, BucketKey::login_account_elsewhere(&email())).await;
+    assert_eq!(login_from(&app, "2001:db8:5::2", "cust@example.com", WRONG).await.status, 401);
+    pair(&login_from(&app, "2001:db8:5:0:ffff::1", "cust@example.com", PASSWORD).await);
+    assert_eq!(tat(&app, BucketKey::login_account_elsewhere(&email())).await, before);
+    app.advance(refused.retry_after());
+    pair(&login_from(&app, "198.51.100.7", "cust@example.com", PASSWORD).await);
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn a_site_has_a_wide_limit_for_all_its_networks_together(pool: PgPool) {
+    let app = TestApp::new(pool);
+    let limits = app.app.config.throttle.unwrap();
+    for (key, limit) in [
+        (BucketKey::login_site("2001:db8:5::".parse().unwrap()), limits.login_site),
+        (BucketKey::register_site("2001:db8:5::".parse().unwrap()), limits.register_site),
+    ] {
+        sqlx::query("INSERT INTO auth_throttle (key, tat) VALUES ($1, $2)")
+            .bind(key.unwrap().0)
+            .bind(app.now() + limit.interval * limit.burst + TimeDelta::minutes(1))
+            .execute(&app.db)
+            .await
+            .unwrap();
+    }
+    assert_throttled(&login_from(&app, "2001:db8:5:1::1", "cust@example.com", WRONG).await);
+    let body = json!({"email": "new@example.com", "password": PASSWORD});
+    assert_throttled(&app.post_from("2001:db8:5:2::1", "/auth/register", body.clone()).await);
+    assert_eq!(login_from(&app, "2001:db8:6::1", "cust@example.com", WRONG).await.status, 401);
+    assert_eq!(app.post_from("2001:db8:6::1", "/auth/register", body).await.status, 201);
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn an_impossible_timestamp_refuses_and_fails_nobody_else(pool: PgPool) {
+    let app = TestApp::new(pool);
+    let key = BucketKey::login_account(&email(), [198, 51, 100, 7].into());
+    for (tat, status) in [("infinity", 429), ("294276-12-31", 429), ("-infinity", 401), ("4713-01-01 BC", 401)] {
+        sqlx::query("INSERT INTO auth_throttle (key, tat) VALUES ($1, $2::text::timestamp) ON CONFLICT (key) DO UPDATE SET tat = excluded.tat")
+            .bind(&key.0)
+            .bind(tat)
+            .execute(&app.db)
+            .await
+            .unwrap();
+        for _ in 0..6 {
+            assert_eq!(login_from(&app, "198.51.100.7", "cust@example.com", WRONG).await.status, status, "{tat}");
+        }
+        assert_eq!(login_from(&app, "198.51.100.8", "other@example.com", WRONG).await.status, 401);
+    }
+}
+
+fn email() -> Email {
+    Email::parse("cust@example.com").unwrap()
 }
