@@ -5,10 +5,13 @@ use axum::http::StatusCode;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::answer::Json;
+use super::body::{Body, FromBody};
 use super::error::ApiError;
-use super::extract::{BearerToken, Body, FromBody, Json, SignedIn};
-use super::responses::{BodyErrors, Throttled, Unauthorized, Unavailable};
-use super::validation::{BodyError, Fields, Refusal};
+use super::extract::{BearerToken, SignedIn};
+use super::fields::{FieldError, Fields};
+use super::openapi::{BodyErrors, Throttled, Unauthorized, Unavailable};
+use super::problem::Problem;
 use crate::app::App;
 use crate::domain::client::ClientInfo;
 use crate::domain::email::{Email, EmailError};
@@ -18,13 +21,13 @@ use crate::service::logout::Scope;
 use crate::service::tokens::TokenPair;
 use crate::service::{login, logout, password, refresh, register};
 
-impl From<EmailError> for Refusal {
+impl From<EmailError> for FieldError {
     fn from(error: EmailError) -> Self {
         Self::Email(error.to_string())
     }
 }
 
-impl From<PasswordError> for Refusal {
+impl From<PasswordError> for FieldError {
     fn from(error: PasswordError) -> Self {
         match error {
             PasswordError::TooShort => Self::TooShort(Password::MIN_CHARACTERS),
@@ -34,7 +37,7 @@ impl From<PasswordError> for Refusal {
     }
 }
 
-impl From<RoleError> for Refusal {
+impl From<RoleError> for FieldError {
     fn from(error: RoleError) -> Self {
         match error {
             RoleError::TooLong => Self::TooLong(Role::MAX_CHARACTERS),
@@ -61,7 +64,7 @@ pub(super) struct RegisterRequest {
 }
 
 impl FromBody for RegisterRequest {
-    fn from_fields(mut fields: Fields) -> Result<Self, BodyError> {
+    fn from_fields(mut fields: Fields) -> Result<Self, Vec<Problem>> {
         let email = fields.required("email", Email::parse);
         let password = fields.required("password", choose);
         let role = fields.optional("role", Role::parse);
@@ -79,7 +82,7 @@ pub(super) struct LoginRequest {
 }
 
 impl FromBody for LoginRequest {
-    fn from_fields(mut fields: Fields) -> Result<Self, BodyError> {
+    fn from_fields(mut fields: Fields) -> Result<Self, Vec<Problem>> {
         let email = fields.required("email", Email::parse);
         let password = fields.string("password").map(Password::attempt);
         fields.finish(|| Ok(Self { email: email?, password: password? }))
@@ -93,7 +96,7 @@ pub(super) struct RefreshRequest {
 }
 
 impl FromBody for RefreshRequest {
-    fn from_fields(mut fields: Fields) -> Result<Self, BodyError> {
+    fn from_fields(mut fields: Fields) -> Result<Self, Vec<Problem>> {
         let refresh_token = fields.string("refresh_token");
         fields.finish(|| Ok(Self { refresh_token: refresh_token? }))
     }
@@ -109,7 +112,7 @@ pub(super) struct LogoutRequest {
 }
 
 impl FromBody for LogoutRequest {
-    fn from_fields(mut fields: Fields) -> Result<Self, BodyError> {
+    fn from_fields(mut fields: Fields) -> Result<Self, Vec<Problem>> {
         let refresh_token = fields.string("refresh_token");
         let choices = [("this", Scope::This), ("others", Scope::Others), ("all", Scope::All)];
         let scope = fields.choice("scope", &choices);
@@ -127,7 +130,7 @@ pub(super) struct PasswordRequest {
 }
 
 impl FromBody for PasswordRequest {
-    fn from_fields(mut fields: Fields) -> Result<Self, BodyError> {
+    fn from_fields(mut fields: Fields) -> Result<Self, Vec<Problem>> {
         let current = fields.string("current_password").map(Password::attempt);
         let new = fields.required("new_password", choose);
         fields.finish(|| Ok(Self { current_password: current?, new_password: new? }))

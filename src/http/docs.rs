@@ -1,42 +1,13 @@
-//! The OpenAPI document, generated from the handlers, and a page to try it on, served from the binary.
+//! The page on which the OpenAPI document can be tried, served from the binary.
 
 use std::sync::{Arc, LazyLock};
 
 use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
 use axum::response::{Html, IntoResponse, Response};
-use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
-use utoipa::{Modify, OpenApi};
 use utoipa_swagger_ui::{Config, serve};
 
-use super::error::{ApiError, Detail};
+use super::error::ApiError;
 use super::extract::PathSegment;
-use super::responses::ProblemsSchema;
-
-/// Everything about the document that no handler says.
-#[derive(OpenApi)]
-#[openapi(
-    info(title = "auth", description = "Sign-in service of the storefront."),
-    components(schemas(Detail, ProblemsSchema)),
-    modifiers(&Bearer),
-    tags(
-        (name = "auth", description = "Signing up, in and out"),
-        (name = "sessions", description = "Where somebody is signed in"),
-        (name = "users", description = "Users"),
-        (name = "operation", description = "For machines"),
-    ),
-)]
-pub(super) struct Base;
-
-struct Bearer;
-
-impl Modify for Bearer {
-    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
-        let mut scheme = Http::new(HttpAuthScheme::Bearer);
-        scheme.bearer_format = Some("JWT".to_owned());
-        let components = document.components.get_or_insert_with(Default::default);
-        components.add_security_scheme("bearer", SecurityScheme::Http(scheme));
-    }
-}
 
 /// The page needs its own scripts and styles, and nothing else from anywhere.
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; \

@@ -9,8 +9,8 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::extract::Json;
-use super::validation::{BodyError, Problem};
+use super::answer::Json;
+use super::problem::Problem;
 use crate::domain::tokens::TokenError;
 use crate::error::Error;
 
@@ -25,11 +25,11 @@ const DATABASE_RETRY: Duration = Duration::from_secs(2);
 pub(super) enum ApiError {
     /// A service refused.
     Service(Error),
-    /// The body is not what was asked for.
-    Body(BodyError),
+    /// The body broke off, is not text, is nested too deeply, or holds an absurdly long number.
+    UnreadableBody,
     BodyTooLarge,
-    /// A path or query parameter is not what was asked for.
-    Parameter(Box<Problem>),
+    /// The body or a parameter is not what was asked for. The list is never empty.
+    Invalid(Vec<Problem>),
     NotFound,
     MethodNotAllowed,
     /// The request took longer than it may.
@@ -44,9 +44,9 @@ impl From<Error> for ApiError {
     }
 }
 
-impl From<BodyError> for ApiError {
-    fn from(error: BodyError) -> Self {
-        Self::Body(error)
+impl From<Vec<Problem>> for ApiError {
+    fn from(problems: Vec<Problem>) -> Self {
+        Self::Invalid(problems)
     }
 }
 
@@ -67,13 +67,8 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         match self {
             Self::Service(error) => service(&error),
-            Self::Body(BodyError::Unparsable) => detail(StatusCode::BAD_REQUEST, "There was an error parsing the body"),
-            Self::Body(BodyError::Invalid(detail)) => {
-                (StatusCode::UNPROCESSABLE_ENTITY, Json(Problems { detail })).into_response()
-            }
-            Self::Parameter(problem) => {
-                (StatusCode::UNPROCESSABLE_ENTITY, Json(Problems { detail: vec![*problem] })).into_response()
-            }
+            Self::UnreadableBody => detail(StatusCode::BAD_REQUEST, "There was an error parsing the body"),
+            Self::Invalid(detail) => (StatusCode::UNPROCESSABLE_ENTITY, Json(Problems { detail })).into_response(),
             Self::BodyTooLarge => detail(StatusCode::PAYLOAD_TOO_LARGE, "Request body too large"),
             Self::NotFound => detail(StatusCode::NOT_FOUND, "Not Found"),
             Self::MethodNotAllowed => detail(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"),

@@ -1,103 +1,21 @@
-//! What handlers take from a request: a validated body, the bearer's token, the client, parameters.
+//! What handlers take from the head of a request: the bearer's token, the client, parameters. For its body see `body`.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use axum::body::Body as RawBody;
-use axum::extract::{FromRequest, FromRequestParts, RawQuery, Request};
-use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, LINK, USER_AGENT};
+use axum::extract::{FromRequestParts, RawQuery};
+use axum::http::header::{AUTHORIZATION, USER_AGENT};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
-use axum::response::{IntoResponse, Response};
-use chrono::{DateTime, SecondsFormat, Utc};
-use http_body_util::BodyExt as _;
-use serde::Serialize;
 
 use super::error::ApiError;
-use super::validation::{BodyError, Fields, Place, Problem};
+use super::json::Value;
+use super::problem::{Location, Problem};
 use crate::app::App;
 use crate::config::UsersListAccess;
 use crate::domain::client::ClientInfo;
 use crate::domain::page::PageSize;
 use crate::service::bearer::{self, Bearer};
-
-/// Largest body that is read.
-const MAX_BODY_BYTES: usize = 64 * 1024;
-/// How much of a larger body is received and thrown away, so that its sender gets to see the answer: one who is still
-/// sending when the connection closes mostly sees only that.
-const MAX_DISCARDED_BYTES: u64 = 4 * 1024 * 1024;
-
-/// An answer in JSON. (Axum's own type is banned: as an extractor its refusals would not have the contract's shape.)
-pub(super) struct Json<T>(pub T);
-
-impl<T: Serialize> IntoResponse for Json<T> {
-    fn into_response(self) -> Response {
-        match serde_json::to_vec(&self.0) {
-            Ok(bytes) => {
-                let json = HeaderValue::from_static("application/json");
-                ([(CONTENT_TYPE, json)], bytes).into_response()
-            }
-            // Only a map with keys that are no strings could fail, and none is ever answered.
-            Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
-        }
-    }
-}
-
-/// How a time is written: RFC 3339, UTC, whole seconds.
-pub(super) fn rfc3339(time: DateTime<Utc>) -> String {
-    time.to_rfc3339_opts(SecondsFormat::Secs, true)
-}
-
-/// A `Link` header that names the next page of the list at `path`, if there is one (RFC 8288).
-pub(super) fn link_to_next(path: &str, size: PageSize, after: Option<impl std::fmt::Display>) -> HeaderMap {
-    let link = after.map(|after| format!("<{path}?limit={}&after={after}>; rel=\"next\"", size.get()));
-    link.and_then(|link| HeaderValue::try_from(link).ok()).map(|link| (LINK, link)).into_iter().collect()
-}
-
-/// A request that is read from a body.
-pub(super) trait FromBody: Sized {
-    /// Reads the fields in the order in which their problems are to be listed.
-    fn from_fields(fields: Fields) -> Result<Self, BodyError>;
-}
-
-/// The request that was in the body.
-pub(super) struct Body<T>(pub T);
-
-impl<T: FromBody> FromRequest<App> for Body<T> {
-    type Rejection = ApiError;
-
-    async fn from_request(request: Request, _: &App) -> Result<Self, ApiError> {
-        let (parts, body) = request.into_parts();
-        let bytes = read(&parts, body).await?;
-        let content_type = parts.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
-        Ok(Self(T::from_fields(Fields::read(content_type, &bytes)?)?))
-    }
-}
-
-async fn read(parts: &Parts, mut body: RawBody) -> Result<Vec<u8>, ApiError> {
-    let announced = parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    let announced = announced.unwrap_or(0);
-    // Who waits to be asked for the body needs not be asked for one that is too large.
-    let waits = parts.headers.contains_key(EXPECT);
-    if announced > MAX_DISCARDED_BYTES || (waits && announced > MAX_BODY_BYTES as u64) {
-        return Err(ApiError::BodyTooLarge);
-    }
-    let mut bytes = Vec::new();
-    let mut received = 0;
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| ApiError::Body(BodyError::Unparsable))?;
-        let Ok(data) = frame.into_data() else { continue };
-        received += data.len() as u64;
-        if received > MAX_DISCARDED_BYTES {
-            break;
-        }
-        if received <= MAX_BODY_BYTES as u64 {
-            bytes.extend_from_slice(&data);
-        }
-    }
-    if received > MAX_BODY_BYTES as u64 { Err(ApiError::BodyTooLarge) } else { Ok(bytes) }
-}
 
 /// The token of `Authorization: Bearer`, if there is exactly one such header and it is well formed (RFC 6750 §2.1).
 pub(super) struct BearerToken(pub Option<String>);
@@ -239,14 +157,16 @@ impl Query {
         name: &'static str,
         bounds: std::ops::RangeInclusive<i64>,
     ) -> Result<Option<i64>, ApiError> {
-        self.text(name).map(|text| whole_number(Place::Query(name), text, &bounds)).transpose()
+        self.text(name).map(|text| whole_number(Location::Query(name), text, &bounds)).transpose()
     }
 }
 
 /// A number from a path or query, refused in pydantic's words.
-pub(super) fn whole_number(place: Place, text: &str, bounds: &std::ops::RangeInclusive<i64>) -> Result<i64, ApiError> {
-    let refuse =
-        |kind, msg: Cow<'static, str>| ApiError::Parameter(Box::new(Problem::parameter(kind, place, msg, text)));
+pub(super) fn whole_number(loc: Location, text: &str, bounds: &std::ops::RangeInclusive<i64>) -> Result<i64, ApiError> {
+    let refuse = |kind, msg: Cow<'static, str>| {
+        let problem = Problem::new(kind, loc, msg, None, "", Value::String(text.into()));
+        ApiError::from(vec![problem])
+    };
     let number: i64 = text.parse().map_err(|_| {
         refuse("int_parsing", "Input should be a valid integer, unable to parse string as an integer".into())
     })?;

@@ -6,10 +6,10 @@ use axum::response::IntoResponse;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::answer::Json;
 use super::auth::Status;
 use super::error::ApiError;
-use super::extract::Json;
-use super::responses::Unavailable;
+use super::openapi::Unavailable;
 use crate::app::App;
 use crate::service;
 

@@ -9,7 +9,7 @@
 //! Python also reads UTF-16 and UTF-32, which it tells by where the zero bytes are, and so does this reader: a client
 //! that sends them (some Windows scripts do, unknowingly) must not break, though RFC 8259 §8.1 asks for UTF-8.
 //!
-//! What the values mean is not decided here; see `validation`.
+//! What the values mean is not decided here; see `fields`.
 
 use std::borrow::Cow;
 use std::collections::HashMap;

@@ -1,18 +1,21 @@
 //! HTTP: routes, and the layers around them. The only place that knows axum.
 
+mod answer;
 mod auth;
+mod body;
 mod connection;
 mod docs;
 mod error;
 mod extract;
+mod fields;
 mod health;
 mod json;
 mod observe;
-mod responses;
+mod openapi;
+mod problem;
 mod server;
 mod sessions;
 mod users;
-mod validation;
 
 pub use extract::Peer;
 pub use server::{listen, probe_health, serve};
@@ -35,15 +38,15 @@ use utoipa_axum::routes;
 
 use crate::app::App;
 use crate::config::CorsOrigins;
+use answer::Json;
 use error::ApiError;
-use extract::Json;
 
 /// The whole service as one `tower::Service`.
 pub type HttpService = MapRequest<MapResponse<Router, fn(Response) -> Response>, fn(Request) -> Request>;
 
 /// Routes with their documentation.
 fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::with_openapi(docs::Base::openapi())
+    OpenApiRouter::with_openapi(openapi::Base::openapi())
         .routes(routes!(auth::register))
         .routes(routes!(auth::login))
         .routes(routes!(auth::refresh))

@@ -6,9 +6,10 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::answer::{Json, rfc3339};
 use super::error::ApiError;
-use super::extract::{Json, PathSegment, SignedIn, rfc3339};
-use super::responses::{NotFound, Unauthorized, Unavailable};
+use super::extract::{PathSegment, SignedIn};
+use super::openapi::{NotFound, Unauthorized, Unavailable};
 use crate::app::App;
 use crate::domain::client::ClientInfo;
 use crate::domain::ids::SessionId;

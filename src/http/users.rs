@@ -5,13 +5,14 @@ use axum::http::{HeaderMap, StatusCode};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::answer::{Json, link_to_next, rfc3339};
+use super::body::{Body, FromBody};
 use super::error::ApiError;
-use super::extract::{
-    Admin, Body, FromBody, Json, MayListUsers, PathSegment, Query, SignedIn, link_to_next, rfc3339, whole_number,
-};
-use super::responses::{BodyErrors, Forbidden, NotFound, ParameterErrors, Unauthorized, Unavailable};
+use super::extract::{Admin, MayListUsers, PathSegment, Query, SignedIn, whole_number};
+use super::fields::Fields;
+use super::openapi::{BodyErrors, Forbidden, NotFound, ParameterErrors, Unauthorized, Unavailable};
+use super::problem::{Location, Problem};
 use super::sessions::Session;
-use super::validation::{BodyError, Fields, Place};
 use crate::app::App;
 use crate::domain::client::ClientInfo;
 use crate::domain::ids::UserId;
@@ -65,7 +66,7 @@ pub(super) struct RoleRequest {
 }
 
 impl FromBody for RoleRequest {
-    fn from_fields(mut fields: Fields) -> Result<Self, BodyError> {
+    fn from_fields(mut fields: Fields) -> Result<Self, Vec<Problem>> {
         let role = fields.required("role", Role::parse);
         fields.finish(|| Ok(Self { role: role? }))
     }
@@ -79,7 +80,7 @@ pub(super) struct Ended {
 }
 
 fn user_id(text: &str) -> Result<UserId, ApiError> {
-    whole_number(Place::Path("id"), text, &(i64::MIN..=i64::MAX)).map(UserId)
+    whole_number(Location::Path("id"), text, &(i64::MIN..=i64::MAX)).map(UserId)
 }
 
 /// List users

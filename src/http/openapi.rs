@@ -1,11 +1,40 @@
-//! The refusals that many routes share, for the OpenAPI document.
+//! The OpenAPI document: all that no handler says of itself, and the refusals that many routes share.
 
 use std::collections::BTreeMap;
 
 use utoipa::openapi::response::{Response, ResponseBuilder};
 use utoipa::openapi::schema::{ArrayBuilder, OneOfBuilder, Schema};
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, Header, Object, Ref, RefOr, Type};
-use utoipa::{IntoResponses, ToSchema};
+use utoipa::{IntoResponses, Modify, OpenApi, ToSchema};
+
+use super::error::Detail;
+
+/// Everything about the document that no handler says.
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "auth", description = "Sign-in service of the storefront."),
+    components(schemas(Detail, ProblemsSchema)),
+    modifiers(&Bearer),
+    tags(
+        (name = "auth", description = "Signing up, in and out"),
+        (name = "sessions", description = "Where somebody is signed in"),
+        (name = "users", description = "Users"),
+        (name = "operation", description = "For machines"),
+    ),
+)]
+pub(super) struct Base;
+
+struct Bearer;
+
+impl Modify for Bearer {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let mut scheme = Http::new(HttpAuthScheme::Bearer);
+        scheme.bearer_format = Some("JWT".to_owned());
+        let components = document.components.get_or_insert_with(Default::default);
+        components.add_security_scheme("bearer", SecurityScheme::Http(scheme));
+    }
+}
 
 /// 400, 413 and 422: the body is not what was asked for.
 pub(super) struct BodyErrors;
@@ -25,7 +54,7 @@ pub(super) struct Unavailable;
 /// One problem with a request, as pydantic describes it.
 #[derive(ToSchema)]
 #[schema(as = Problem)]
-#[expect(dead_code, reason = "describes http::validation::Problem to readers of the document")]
+#[expect(dead_code, reason = "describes http::problem::Problem to readers of the document")]
 pub(super) struct ProblemSchema {
     #[schema(example = "missing")]
     r#type: String,

@@ -1,0 +1,243 @@
+//! From the members of a JSON object to typed fields, or to the list of everything that is wrong with them, in
+//! pydantic's words.
+//!
+//! A request type reads its fields one after the other, and builds itself if none was refused:
+//!
+//! ```ignore
+//! let email = fields.required("email", Email::parse);
+//! let role = fields.optional("role", Role::parse);
+//! fields.finish(|| Ok(RegisterRequest { email: email?, role: role? }))
+//! ```
+//!
+//! What makes an e-mail or a role a good one is not decided here: fields take the parse functions of domain types,
+//! whose errors become a [`FieldError`].
+
+use std::borrow::Cow;
+
+use super::json::{Text, Value};
+use super::problem::{Context, Location, Problem};
+
+/// Why a field was refused. Parse functions say the last four.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum FieldError {
+    Missing,
+    NotString,
+    /// A lone surrogate. Python lets some of them pass here, only to fail where the text is encoded.
+    NotUnicode,
+    /// None of the words allowed, which are listed in a phrase.
+    NotAmong(String),
+    /// Not an e-mail address, for a reason that is a sentence for the client.
+    Email(String),
+    /// Fewer characters than this.
+    TooShort(usize),
+    /// More characters than this (or bytes, where bytes are counted).
+    TooLong(usize),
+    /// A NUL character. Not one of pydantic's problems: the Python service failed on it.
+    Nul,
+}
+
+impl FieldError {
+    /// The problem with what stands at `loc`, under `name` (see [`Problem::new`]).
+    pub(super) fn at(self, loc: Location, name: &str, input: Value) -> Problem {
+        let (kind, msg, ctx) = match self {
+            Self::Missing => ("missing", Cow::from("Field required"), None),
+            Self::NotString => ("string_type", "Input should be a valid string".into(), None),
+            Self::NotUnicode => {
+                let msg = "Input should be a valid string, unable to parse raw data as a unicode string";
+                ("string_unicode", msg.into(), None)
+            }
+            Self::NotAmong(expected) => {
+                let msg = format!("Input should be {expected}");
+                ("literal_error", msg.into(), Some(Context::Expected(expected)))
+            }
+            Self::Email(reason) => {
+                let msg = format!("value is not a valid email address: {reason}");
+                ("value_error", msg.into(), Some(Context::Reason(reason)))
+            }
+            Self::TooShort(min) => {
+                let msg = format!("String should have at least {}", characters(min));
+                ("string_too_short", msg.into(), Some(Context::MinLength(min)))
+            }
+            Self::TooLong(max) => {
+                let msg = format!("String should have at most {}", characters(max));
+                ("string_too_long", msg.into(), Some(Context::MaxLength(max)))
+            }
+            Self::Nul => {
+                let error = "String should not contain NUL characters";
+                ("value_error", format!("Value error, {error}").into(), Some(Context::Error(error)))
+            }
+        };
+        Problem::new(kind, loc, msg, ctx, name, input)
+    }
+}
+
+fn characters(count: usize) -> String {
+    format!("{count} character{}", if count == 1 { "" } else { "s" })
+}
+
+/// Stands for the value of a field that was refused. There is a problem in the list for each one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rejected(());
+
+/// The members of an object, and what has been found wrong with them so far.
+pub(super) struct Fields {
+    members: Vec<(Text, Value)>,
+    problems: Vec<Problem>,
+}
+
+impl Fields {
+    pub(super) fn new(members: Vec<(Text, Value)>) -> Self {
+        Self { members, problems: Vec::new() }
+    }
+
+    /// A field that has to be there, as text that `parse` takes.
+    pub(super) fn required<T, E: Into<FieldError>>(
+        &mut self,
+        name: &'static str,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Result<T, Rejected> {
+        let text = self.get(name).ok_or(FieldError::Missing).and_then(text_of);
+        let parsed = text.and_then(|text| parse(text).map_err(Into::into));
+        parsed.map_err(|error| self.refuse(name, error))
+    }
+
+    /// A field that may be absent or null.
+    pub(super) fn optional<T, E: Into<FieldError>>(
+        &mut self,
+        name: &'static str,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Result<Option<T>, Rejected> {
+        match self.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(_) => self.required(name, parse).map(Some),
+        }
+    }
+
+    /// A field that has to be there, as any text.
+    pub(super) fn string(&mut self, name: &'static str) -> Result<String, Rejected> {
+        self.required(name, |text| Ok::<_, FieldError>(text.to_owned()))
+    }
+
+    /// A field that may be absent or null, and else is one of a few words, each with what it stands for.
+    pub(super) fn choice<T: Copy>(
+        &mut self,
+        name: &'static str,
+        choices: &[(&'static str, T)],
+    ) -> Result<Option<T>, Rejected> {
+        let value = match self.get(name) {
+            None | Some(Value::Null) => return Ok(None),
+            Some(value) => value,
+        };
+        let error = match text_of(value) {
+            Err(FieldError::NotUnicode) => FieldError::NotUnicode,
+            text => match choices.iter().find(|(word, _)| text == Ok(*word)) {
+                Some((_, meaning)) => return Ok(Some(*meaning)),
+                None => FieldError::NotAmong(list(choices)),
+            },
+        };
+        Err(self.refuse(name, error))
+    }
+
+    /// Builds the request, unless a field was refused: then all that were are in the error, in the order of reading.
+    pub(super) fn finish<T>(self, build: impl FnOnce() -> Result<T, Rejected>) -> Result<T, Vec<Problem>> {
+        match build() {
+            Ok(request) if self.problems.is_empty() => Ok(request),
+            _ => Err(self.problems),
+        }
+    }
+
+    fn get(&self, name: &str) -> Option<&Value> {
+        self.members.iter().find(|(member, _)| member.as_str() == Some(name)).map(|(_, value)| value)
+    }
+
+    fn refuse(&mut self, name: &'static str, error: FieldError) -> Rejected {
+        let loc = Location::Field(name);
+        let problem = match self.get(name) {
+            Some(value) => error.at(loc, name, value.clone()),
+            None => error.at(loc, "", Value::Object(self.members.clone())),
+        };
+        self.problems.push(problem);
+        Rejected(())
+    }
+}
+
+fn text_of(value: &Value) -> Result<&str, FieldError> {
+    match value {
+        Value::String(text) => text.as_str().ok_or(FieldError::NotUnicode),
+        _ => Err(FieldError::NotString),
+    }
+}
+
+/// The words of a choice, as in `'this', 'others' or 'all'`.
+fn list<T>(choices: &[(&str, T)]) -> String {
+    let mut phrase = String::new();
+    for (at, (word, _)) in choices.iter().enumerate() {
+        let separator = match choices.len() - at {
+            _ if at == 0 => "",
+            1 => " or ",
+            _ => ", ",
+        };
+        phrase.extend([separator, "'", word, "'"]);
+    }
+    phrase
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::json;
+
+    fn fields(body: &str) -> Fields {
+        let Ok(Value::Object(members)) = json::parse(body.as_bytes()) else { panic!("not an object: {body}") };
+        Fields::new(members)
+    }
+
+    #[test]
+    fn a_parse_function_names_what_pydantic_has_no_field_for() {
+        for (error, expected) in [
+            (
+                FieldError::TooLong(32),
+                r#"{"type":"string_too_long","loc":["body","role"],"msg":"String should have at most 32 characters","input":"x","ctx":{"max_length":32}}"#,
+            ),
+            (
+                FieldError::TooShort(1),
+                r#"{"type":"string_too_short","loc":["body","role"],"msg":"String should have at least 1 character","input":"x","ctx":{"min_length":1}}"#,
+            ),
+            (
+                FieldError::Nul,
+                r#"{"type":"value_error","loc":["body","role"],"msg":"Value error, String should not contain NUL characters","input":"x","ctx":{"error":"String should not contain NUL characters"}}"#,
+            ),
+        ] {
+            let mut fields = fields(r#"{"role":"x"}"#);
+            let role = fields.optional("role", |_| Err::<(), _>(error));
+            let Err(problems) = fields.finish(|| role) else { panic!("accepted") };
+            assert_eq!(serde_json::to_string(&problems[0]).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn values_reach_the_request() {
+        let body = r#"{"refresh_token":"\u00e9","scope":"all","role":null}"#;
+        let mut fields = fields(body);
+        let token = fields.string("refresh_token");
+        let scope = fields.choice("scope", &[("this", 1), ("all", 3)]);
+        let none = fields.choice("absent", &[("this", 1)]);
+        let role = fields.optional("role", |text| Ok::<_, FieldError>(text.to_owned()));
+        let request = fields.finish(|| Ok((token?, scope?, none?, role?))).unwrap();
+        assert_eq!(request, ("é".to_owned(), Some(3), None, None));
+    }
+
+    #[test]
+    fn a_refused_field_fails_the_request_even_if_it_is_not_used() {
+        let mut fields = fields("{}");
+        let _ = fields.string("refresh_token");
+        assert!(matches!(fields.finish(|| Ok(())), Err(problems) if problems.len() == 1));
+    }
+
+    #[test]
+    fn choices_are_listed_as_a_phrase() {
+        assert_eq!(list(&[("a", ())]), "'a'");
+        assert_eq!(list(&[("a", ()), ("b", ())]), "'a' or 'b'");
+        assert_eq!(list(&[("a", ()), ("b", ()), ("c", ())]), "'a', 'b' or 'c'");
+    }
+}
