@@ -2,14 +2,17 @@
 //!
 //! A request never waits for the reader of the log. Lines pass through a bounded queue to a thread of their own. When the
 //! reader is too slow for too long, lines are dropped rather than sign-ins.
+//!
+//! The thread writes what 20 ms bring together. Woken and writing for each line it would cost 20 µs of CPU per request,
+//! half as much as a refresh.
 
 use std::io::{self, BufWriter, IsTerminal, Write};
-use std::sync::mpsc;
+use std::sync::{Arc, OnceLock, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use tracing::Dispatch;
-use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -18,6 +21,8 @@ use crate::config::LogFormat;
 
 /// How many lines may wait to be written; some megabytes.
 const MAX_WAITING_LINES: usize = 16 * 1024;
+/// For how long lines are gathered before they are written together.
+const GATHER_PERIOD: Duration = Duration::from_millis(20);
 /// How long the last lines may take: a reader that does not read must not keep the process from ending.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -53,8 +58,37 @@ where
 
 fn lines_to(output: impl Write + Send + 'static) -> (NonBlocking, LogGuard) {
     let queue = NonBlockingBuilder::default().buffered_lines_limit(MAX_WAITING_LINES).thread_name("log");
-    let (lines, worker) = queue.finish(BufWriter::new(output));
+    let dropped = Arc::new(OnceLock::new());
+    let output = Gathered { output: BufWriter::new(output), dropped: Arc::clone(&dropped), reported: 0 };
+    let (lines, worker) = queue.finish(output);
+    let _ = dropped.set(lines.error_counter());
     (lines, LogGuard(Some(worker)))
+}
+
+/// An output for the thread that writes: it flushes whenever its queue is empty.
+struct Gathered<W: Write> {
+    output: BufWriter<W>,
+    /// How many lines found the queue full.
+    dropped: Arc<OnceLock<ErrorCounter>>,
+    reported: usize,
+}
+
+impl<W: Write> Write for Gathered<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.output.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let dropped = self.dropped.get().map_or(0, ErrorCounter::dropped_lines);
+        if dropped > self.reported {
+            tracing::warn!(dropped = dropped - self.reported, "the log was read too slowly: lines are missing");
+            self.reported = dropped;
+        }
+        let outcome = self.output.flush();
+        // The queue fills meanwhile, and wakes nobody.
+        thread::sleep(GATHER_PERIOD);
+        outcome
+    }
 }
 
 /// Writes the lines that wait when it is dropped.
@@ -76,7 +110,7 @@ impl Drop for LogGuard {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     use serde_json::{Value, json};
 
