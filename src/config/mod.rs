@@ -124,7 +124,6 @@ impl fmt::Display for Config {
         writeln!(f, "JWT_SECRET={MASK}")?;
         writeln!(f, "JWT_SECRET_PREVIOUS={}", joined(self.jwt_secret_previous.iter().map(|_| MASK)))?;
         writeln!(f, "JWT_ALGORITHM={}", format!("{:?}", self.jwt_algorithm).to_uppercase())?;
-        writeln!(f, "JWT_LEEWAY_SECONDS={}", self.lifetimes.leeway.num_seconds())?;
         writeln!(f, "ACCESS_TOKEN_EXPIRES_SECONDS={}", self.lifetimes.access.num_seconds())?;
         writeln!(f, "REFRESH_TOKEN_EXPIRES_DAYS={}", self.lifetimes.refresh.num_days())?;
         writeln!(f, "REFRESH_GRACE_SECONDS={}", self.refresh_grace.num_seconds())?;

@@ -124,9 +124,6 @@ pub struct Settings {
     /// HS256, HS384 or HS512 [default: HS256]
     #[arg(long, env, value_name = "ALGORITHM", help_heading = "Tokens")]
     jwt_algorithm: Option<String>,
-    /// How long after its expiry an access token is still accepted [default: 0]
-    #[arg(long, env, value_name = "SECONDS", help_heading = "Tokens")]
-    jwt_leeway_seconds: Option<String>,
     /// Lifetime of an access token [default: 900]
     #[arg(long, env, value_name = "SECONDS", help_heading = "Tokens")]
     access_token_expires_seconds: Option<String>,
@@ -273,7 +270,6 @@ impl Settings {
                 30,
                 1..=3650,
             )),
-            leeway: seconds(p.number("JWT_LEEWAY_SECONDS", self.jwt_leeway_seconds.as_ref(), 0, 0..=300)),
         };
         let default_roles = if development { vec![Role::customer(), Role::admin()] } else { vec![Role::customer()] };
         let roles = p.list("REGISTER_OPEN_ROLES", self.register_open_roles.as_ref(), |text| match Role::parse(text) {

@@ -37,14 +37,11 @@ pub enum TokenAlgorithm {
     Hs512,
 }
 
-/// How long tokens live, and how much a clock may differ.
+/// How long tokens live.
 #[derive(Clone, Copy, Debug)]
 pub struct Lifetimes {
     pub access: TimeDelta,
     pub refresh: TimeDelta,
-    /// How long after its `exp` an access token is accepted, for clocks that differ; none by default. A refresh token
-    /// comes back only to us, and its row says when it expires.
-    pub leeway: TimeDelta,
 }
 
 /// A refresh token in plain: leaves in an answer, is never stored, and does not show in logs.
@@ -288,32 +285,26 @@ impl TokenKeys {
     }
 
     pub fn verify_access(&self, token: &str, now: DateTime<Utc>) -> Result<AccessClaims, TokenError> {
-        let payload = self.verify(token, ACCESS, self.lifetimes.leeway, now)?;
+        let payload = self.verify(token, ACCESS, now)?;
         let subject = payload.sub.ok_or(TokenError::Invalid)?;
         Ok(AccessClaims { subject, session_id: payload.sid.map(SessionId) })
     }
 
     pub fn verify_refresh(&self, token: &str, now: DateTime<Utc>) -> Result<RefreshClaims, TokenError> {
-        let payload = self.verify(token, REFRESH, TimeDelta::zero(), now)?;
+        let payload = self.verify(token, REFRESH, now)?;
         let subject = payload.sub.filter(|text| !text.is_empty()).ok_or(TokenError::Invalid)?;
         let jti = payload.jti.filter(|text| !text.is_empty()).ok_or(TokenError::Invalid)?;
         Ok(RefreshClaims { subject, jti: Jti(jti), session_id: payload.sid.map(SessionId), hash: TokenHash::of(token) })
     }
 
-    fn verify(
-        &self,
-        token: &str,
-        expected_type: &str,
-        leeway: TimeDelta,
-        now: DateTime<Utc>,
-    ) -> Result<Payload, TokenError> {
+    /// Without leeway for clocks that differ (RFC 8725).
+    fn verify(&self, token: &str, expected_type: &str, now: DateTime<Utc>) -> Result<Payload, TokenError> {
         let payload = self.decode(token)?;
         let now = now.timestamp();
-        let leeway = leeway.num_seconds();
-        if payload.exp.saturating_add(leeway) <= now {
+        if payload.exp <= now {
             return Err(TokenError::Expired);
         }
-        let from_the_future = |time: Option<i64>| time.is_some_and(|time| time.saturating_sub(leeway) > now);
+        let from_the_future = |time: Option<i64>| time.is_some_and(|time| time > now);
         if from_the_future(payload.nbf) || from_the_future(payload.iat) || payload.aud.is_some() {
             return Err(TokenError::Invalid);
         }
