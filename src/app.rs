@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sqlx::PgPool;
 
 use crate::clock::Clock;
-use crate::config::{Config, Database};
+use crate::config::{Config, DatabaseSettings};
 use crate::db;
 use crate::db::batch::Batcher;
 use crate::db::refresh_tokens::Rotation;
@@ -50,8 +50,8 @@ impl std::ops::Deref for App {
 
 /// What the commands that need no [`App`] are given.
 #[must_use]
-pub fn command_pool(database: &Database) -> PgPool {
-    db::command_pool(&database.options)
+pub fn command_pool(database: &DatabaseSettings) -> PgPool {
+    db::command_pool(&database.postgres_dsn.options)
 }
 
 impl App {
@@ -60,9 +60,9 @@ impl App {
     /// # Errors
     /// When the system gives no threads for hashing.
     pub fn new(config: Config, clock: Clock) -> std::io::Result<Self> {
-        let database = &config.database;
-        let db = db::pool(&database.options, database.max_connections);
-        let refresh_pool = db::refresh_pool(&database.options, REFRESH_CONNECTIONS);
+        let database = &config.database.postgres_dsn.options;
+        let db = db::pool(database, config.database.database_max_connections);
+        let refresh_pool = db::refresh_pool(database, REFRESH_CONNECTIONS);
         Self::with_pools(config, clock, db, refresh_pool)
     }
 
@@ -73,7 +73,7 @@ impl App {
     pub fn with_pools(config: Config, clock: Clock, db: PgPool, refresh_pool: PgPool) -> std::io::Result<Self> {
         let metrics = Metrics::new();
         let hasher = Hasher::start(
-            config.hasher,
+            config.password.hasher(),
             HasherMetrics {
                 pool: PoolMetrics { queue_depth: metrics.hash_queue_depth.clone(), shed: metrics.hash_shed.clone() },
                 seconds: metrics.hash_seconds.clone(),
@@ -81,7 +81,7 @@ impl App {
             },
         )?;
         let tokens =
-            TokenKeys::new(config.jwt_algorithm, &config.jwt_secret, &config.jwt_secret_previous, config.lifetimes);
+            TokenKeys::new(config.jwt_algorithm, &config.jwt_secret, &config.jwt_secret_previous, config.lifetimes());
         let max_batch = config.batch_size;
         let account_lookups = Batcher::start(db.clone(), LOGIN_WORKERS, max_batch);
         let session_inserts = Batcher::start(db.clone(), LOGIN_WORKERS, max_batch);

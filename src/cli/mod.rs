@@ -14,9 +14,7 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand}
 use sqlx::PgPool;
 
 use crate::clock::Clock;
-use crate::config::{
-    ConfigError, DEFAULT_LISTEN_ADDR, DEFAULT_SESSION_HISTORY_DAYS, DatabaseSettings, SESSION_HISTORY_DAYS, Settings,
-};
+use crate::config::{Config, ConfigError, DatabaseSettings, Given, HistorySettings, ListenSettings};
 use crate::domain::email::Email;
 use crate::domain::role::Role;
 use crate::error::Error;
@@ -44,7 +42,7 @@ enum Command {
         #[arg(long)]
         no_migrate: bool,
         #[command(flatten)]
-        settings: Box<Settings>,
+        settings: Box<Given<Config>>,
     },
     /// Apply pending migrations
     Migrate {
@@ -52,7 +50,7 @@ enum Command {
         #[arg(long)]
         dry_run: bool,
         #[command(flatten)]
-        database: DatabaseSettings,
+        database: Given<DatabaseSettings>,
     },
     /// Create and change users; passwords are read from the terminal or from standard input
     #[command(subcommand)]
@@ -62,24 +60,22 @@ enum Command {
     Session(SessionCommand),
     /// Delete what has expired, through the whole table
     Cleanup {
-        /// How long ended sessions are remembered, in days
-        #[arg(long, env = "SESSION_HISTORY_DAYS", default_value_t = DEFAULT_SESSION_HISTORY_DAYS, value_parser = session_history_days)]
-        session_history_days: i64,
         #[command(flatten)]
-        database: DatabaseSettings,
+        history: Given<HistorySettings>,
+        #[command(flatten)]
+        database: Given<DatabaseSettings>,
     },
     /// Print the OpenAPI document
     Openapi,
     /// Ask a running service on this machine whether it is up; for container health checks
     Health {
-        /// The address it listens on
-        #[arg(long, env, default_value = DEFAULT_LISTEN_ADDR, value_parser = listen_addr)]
-        listen_addr: SocketAddr,
+        #[command(flatten)]
+        listen: Given<ListenSettings>,
     },
     /// Print the effective settings, secrets masked
     Config {
         #[command(flatten)]
-        settings: Box<Settings>,
+        settings: Box<Given<Config>>,
     },
 }
 
@@ -89,7 +85,7 @@ struct Who {
     #[arg(long)]
     email: String,
     #[command(flatten)]
-    database: DatabaseSettings,
+    database: Given<DatabaseSettings>,
 }
 
 /// Why a command failed.
@@ -127,21 +123,10 @@ fn sentence(error: &Error) -> String {
     }
 }
 
-/// An empty variable counts as one that is not set, as it does for `auth serve`.
-fn listen_addr(text: &str) -> Result<SocketAddr, std::net::AddrParseError> {
-    if text.is_empty() { DEFAULT_LISTEN_ADDR } else { text }.parse()
-}
-
-fn session_history_days(text: &str) -> Result<i64, String> {
-    let days = if text.is_empty() { Ok(DEFAULT_SESSION_HISTORY_DAYS) } else { text.parse() };
-    let days = days.ok().filter(|days| SESSION_HISTORY_DAYS.contains(days));
-    days.ok_or_else(|| format!("takes {} to {} days", SESSION_HISTORY_DAYS.start(), SESSION_HISTORY_DAYS.end()))
-}
-
 /// Runs the command that the command line names.
 pub fn run() -> ExitCode {
     let matches = Cli::command().get_matches();
-    let outcome = refuse_secrets_on_the_command_line(&matches).and_then(|()| {
+    let outcome = refuse_secrets_on_the_command_line(&Cli::command(), &matches).and_then(|()| {
         let cli = Cli::from_arg_matches(&matches).map_err(|error| CliError::Usage(error.to_string()))?;
         tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(execute(cli.command))
     });
@@ -155,21 +140,15 @@ pub fn run() -> ExitCode {
 }
 
 /// A command line can be read by every user of the machine.
-fn refuse_secrets_on_the_command_line(matches: &ArgMatches) -> Result<(), CliError> {
-    const SECRETS: [&str; 4] = ["postgres_dsn", "database_url", "jwt_secret", "jwt_secret_previous"];
-    let mut level = Some(matches);
-    while let Some(matches) = level {
-        let given = |name: &&str| {
-            matches.try_contains_id(name).unwrap_or(false)
-                && matches.value_source(name) == Some(ValueSource::CommandLine)
-        };
-        if let Some(name) = SECRETS.into_iter().find(|name| given(name)) {
-            let name = name.to_uppercase();
+fn refuse_secrets_on_the_command_line(command: &clap::Command, matches: &ArgMatches) -> Result<(), CliError> {
+    for secret in command.get_arguments().filter(|argument| argument.is_hide_env_values_set()) {
+        let name = secret.get_id().as_str();
+        if matches.value_source(name) == Some(ValueSource::CommandLine) {
             return Err(CliError::Usage(format!("{name} is a secret: set it in the environment, or {name}_FILE")));
         }
-        level = matches.subcommand().map(|(_, matches)| matches);
     }
-    Ok(())
+    let below = matches.subcommand().and_then(|(name, matches)| Some((command.find_subcommand(name)?, matches)));
+    below.map_or(Ok(()), |(command, matches)| refuse_secrets_on_the_command_line(command, matches))
 }
 
 async fn execute(command: Command) -> Result<ExitCode, CliError> {
@@ -181,16 +160,16 @@ async fn execute(command: Command) -> Result<ExitCode, CliError> {
         },
         Command::User(command) => users::run(command).await?,
         Command::Session(command) => sessions::run(command).await?,
-        Command::Cleanup { session_history_days, database } => clean_up(&database, session_history_days).await?,
+        Command::Cleanup { history, database } => clean_up(&database, &history).await?,
         Command::Openapi => print_text(&http::openapi().to_pretty_json().unwrap_or_default())?,
-        Command::Health { listen_addr } => return Ok(health(listen_addr).await),
-        Command::Config { settings } => print_text(&settings.resolve()?.to_string())?,
+        Command::Health { listen } => return Ok(health(listen.resolve()?.listen_addr).await),
+        Command::Config { settings } => print_text(settings.effective()?.trim_end())?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn migrate(database: &DatabaseSettings, dry_run: bool) -> Result<(), CliError> {
-    let options = database.resolve()?.options;
+async fn migrate(database: &Given<DatabaseSettings>, dry_run: bool) -> Result<(), CliError> {
+    let options = database.resolve()?.postgres_dsn.options;
     let (migrations, done) = if dry_run {
         (service::migrate::pending(&options).await?, "would apply")
     } else {
@@ -205,8 +184,8 @@ async fn migrate(database: &DatabaseSettings, dry_run: bool) -> Result<(), CliEr
     Ok(())
 }
 
-async fn clean_up(database: &DatabaseSettings, session_history_days: i64) -> Result<(), CliError> {
-    let history = chrono::TimeDelta::days(session_history_days);
+async fn clean_up(database: &Given<DatabaseSettings>, history: &Given<HistorySettings>) -> Result<(), CliError> {
+    let history = history.resolve()?.sessions;
     match cleanup::clean_up(&begin(database)?, Clock::system().now(), history, cleanup::Depth::Full).await? {
         Some(report) => print(&format!(
             "deleted {} expired tokens, {} ended sessions, {} throttle buckets",
@@ -218,7 +197,7 @@ async fn clean_up(database: &DatabaseSettings, session_history_days: i64) -> Res
 
 /// Starts a command that works on the data: its audit lines go to standard error, and its statements take as long as
 /// they take.
-fn begin(database: &DatabaseSettings) -> Result<PgPool, CliError> {
+fn begin(database: &Given<DatabaseSettings>) -> Result<PgPool, CliError> {
     telemetry::init_on_stderr();
     Ok(app::command_pool(&database.resolve()?))
 }

@@ -3,21 +3,24 @@
 use super::CliError;
 use crate::app::App;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, Environment};
 use crate::service::{cleanup, migrate};
 use crate::{http, telemetry};
 
 pub(super) async fn run(config: Config, no_migrate: bool) -> Result<(), CliError> {
     let _log = telemetry::init(config.log_format, &config.log_level)
         .map_err(|error| CliError::Failed(format!("cannot log: {error}")))?;
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
+    }
     // Asked for from the first moment: the first process of a container has no other way to be stopped.
     let mut shutdown = std::pin::pin!(shutdown_signal()?);
     tokio::select! {
-        ready = migrate::at_start(&config.database.options, no_migrate) => ready?,
+        ready = migrate::at_start(&config.database.postgres_dsn.options, no_migrate) => ready?,
         () = &mut shutdown => return Ok(()),
     }
-    let listener = http::listen(config.listen_addr)
-        .map_err(|error| CliError::Failed(format!("cannot listen on {}: {error}", config.listen_addr)))?;
+    let listener = http::listen(config.listen.listen_addr)
+        .map_err(|error| CliError::Failed(format!("cannot listen on {}: {error}", config.listen.listen_addr)))?;
     let app = App::new(config, Clock::system())?;
     // Before the first request, so that no refusal is told apart by its time.
     cleanup::look_for_bcrypt_hashes(&app).await;
@@ -25,7 +28,7 @@ pub(super) async fn run(config: Config, no_migrate: bool) -> Result<(), CliError
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         address = %listener.local_addr()?,
-        environment = if app.config.development { "development" } else { "production" },
+        environment = if app.config.app_env == Environment::Development { "development" } else { "production" },
         "listening"
     );
     if http::serve(app, listener, shutdown).await {

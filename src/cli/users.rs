@@ -8,7 +8,7 @@ use sqlx::PgPool;
 use super::output::{print, print_row};
 use super::{CliError, Who, begin, email, role};
 use crate::clock::Clock;
-use crate::config::{DatabaseSettings, PasswordSettings};
+use crate::config::{DatabaseSettings, Given, PasswordSettings};
 use crate::domain::ids::UserId;
 use crate::domain::page::PageSize;
 use crate::domain::password::{self, Memory, Password, PasswordHash};
@@ -27,12 +27,12 @@ pub(super) enum UserCommand {
         #[arg(long, default_value = "customer")]
         role: String,
         #[command(flatten)]
-        password: PasswordSettings,
+        password: Given<PasswordSettings>,
     },
     /// List all users: id, role, e-mail
     List {
         #[command(flatten)]
-        database: DatabaseSettings,
+        database: Given<DatabaseSettings>,
     },
     /// Give a user another role
     SetRole {
@@ -47,7 +47,7 @@ pub(super) enum UserCommand {
         #[command(flatten)]
         who: Who,
         #[command(flatten)]
-        password: PasswordSettings,
+        password: Given<PasswordSettings>,
     },
     /// Delete a user and end all of the user's sessions
     Delete {
@@ -107,8 +107,8 @@ async fn list(db: &PgPool) -> Result<(), CliError> {
 }
 
 /// Reads a password and hashes it right here: a command has no queue.
-fn read_password(settings: &PasswordSettings) -> Result<PasswordHash, CliError> {
-    let cost = settings.resolve()?.cost;
+fn read_password(settings: &Given<PasswordSettings>) -> Result<PasswordHash, CliError> {
+    let cost = settings.resolve()?.hasher().cost;
     let text = if std::io::stdin().is_terminal() {
         rpassword::prompt_password("Password: ")?
     } else {

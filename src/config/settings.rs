@@ -1,420 +1,489 @@
-//! The settings as they are given: declarations, defaults, bounds.
+//! The settings: each is one field, with its type, default, bounds and help. Nothing else is said about it elsewhere, but
+//! for its row in the README.
+//!
+//! `env` alone names the variable after the field.
 
 use std::net::SocketAddr;
+use std::ops::{Deref, RangeInclusive};
 use std::time::Duration;
 
 use chrono::TimeDelta;
-use clap::Args;
+use clap::builder::TypedValueParser;
+use clap::{Arg, ArgAction, Args};
 use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::postgres::PgConnectOptions;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-use super::problems::{Problems, set};
-use super::{Config, ConfigError, CorsOrigins, Database, GraceAnswer, LogFormat, UsersListAccess};
+use super::{Dsn, Settings};
 use crate::domain::network::TrustedProxies;
 use crate::domain::password::Argon2Cost;
 use crate::domain::role::Role;
-use crate::domain::throttle::THROTTLE;
+use crate::domain::throttle::{THROTTLE, Throttle};
 use crate::domain::tokens::{Lifetimes, TokenAlgorithm};
 use crate::passwords::hasher::HasherSettings;
 use crate::passwords::pool::PoolSettings;
-
-/// Where to listen, unless it is said.
-pub const DEFAULT_LISTEN_ADDR: &str = "0.0.0.0:8000";
-/// How long ended sessions are remembered, unless it is said, and how long they may be.
-pub const DEFAULT_SESSION_HISTORY_DAYS: i64 = 30;
-pub const SESSION_HISTORY_DAYS: std::ops::RangeInclusive<i64> = 1..=3650;
-
-/// Secrets everybody knows; refused in production.
-const KNOWN_SECRETS: [&str; 6] =
-    ["devsecret", "secret", "changeme", "change-me", "jwt-secret", "sample-secret-for-development-only"];
-const DEVELOPMENT_SECRET: &str = "devsecret";
-const MIN_SECRET_BYTES: usize = 32;
-
-const ON_OFF: [(&str, bool); 2] = [("on", true), ("off", false)];
 
 /// Where the database is. The only settings that every command needs.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Database")]
 pub struct DatabaseSettings {
-    /// PostgreSQL, as postgres://user:password@host:port/name; SQLAlchemy's postgresql+psycopg:// is understood
-    #[arg(long, env, hide_env_values = true, value_name = "URL")]
-    postgres_dsn: Option<String>,
-    /// File that holds the value of `POSTGRES_DSN`
-    #[arg(long, env, value_name = "PATH")]
-    postgres_dsn_file: Option<String>,
-    /// Used where `POSTGRES_DSN` is not set
-    #[arg(long, env, hide_env_values = true, value_name = "URL")]
-    database_url: Option<String>,
-    /// Connections besides those of the refresh queue [default: 10]
-    #[arg(long, env, value_name = "COUNT")]
-    database_max_connections: Option<String>,
+    /// Where the database is: postgres://user:password@host:port/name; SQLAlchemy's postgresql+psycopg:// is understood
+    #[arg(env, visible_alias = "database_url", hide_env_values = true, required = true, default_value = "",
+        value_name = "URL", value_parser = Dsn::parse)]
+    pub postgres_dsn: Dsn,
+    /// Connections besides those for refreshes
+    #[arg(env, default_value = "10", value_name = "COUNT", value_parser = whole(1..=1000_u32))]
+    pub database_max_connections: u32,
 }
 
-/// What hashing a password costs, for the commands that set one too.
+/// Where the service listens.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Service")]
+pub struct ListenSettings {
+    /// Address to listen on
+    #[arg(env, default_value = "0.0.0.0:8000", value_name = "ADDR", value_parser = listen_addr)]
+    pub listen_addr: SocketAddr,
+}
+
+/// What hashing a password costs.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Passwords")]
-#[expect(clippy::struct_field_names, reason = "each is named as its environment variable")]
 pub struct PasswordSettings {
-    /// Memory of one argon2id hash, in KiB [default: 7168]
-    #[arg(long, env, value_name = "KIB")]
-    password_argon2_memory_kib: Option<String>,
-    /// Passes of one argon2id hash [default: 5]
-    #[arg(long, env, value_name = "COUNT")]
-    password_argon2_passes: Option<String>,
+    /// Memory of one argon2id hash, in KiB
+    #[arg(env = "PASSWORD_ARGON2_MEMORY_KIB", default_value = "7168", value_name = "KIB",
+        value_parser = whole(8..=Argon2Cost::MAX_M_KIB))]
+    argon2_memory_kib: u32,
+    /// Passes of one argon2id hash
+    #[arg(env = "PASSWORD_ARGON2_PASSES", default_value = "5", value_name = "COUNT",
+        value_parser = whole(1..=Argon2Cost::MAX_T))]
+    argon2_passes: u32,
     /// Hashes computed at once [default: the number of cores]
-    #[arg(long, env, value_name = "COUNT")]
-    password_hash_concurrency: Option<String>,
-    /// Longest wait for a hash before the answer is 503 [default: 2000]
-    #[arg(long, env, value_name = "MS")]
-    password_hash_max_wait_ms: Option<String>,
-    /// Replace outdated hashes at login: on or off [default: on]
-    #[arg(long, env, value_name = "ON_OFF")]
-    password_rehash: Option<String>,
+    #[arg(env = "PASSWORD_HASH_CONCURRENCY", default_value = cores(), hide_default_value = true, value_name = "COUNT",
+        value_parser = whole(1..=1024_usize))]
+    hash_concurrency: usize,
+    /// Longest wait for a hash before the answer is 503
+    #[arg(env = "PASSWORD_HASH_MAX_WAIT_MS", default_value = "2000", value_name = "MS",
+        value_parser = whole(1..=60_000).map(Duration::from_millis))]
+    hash_max_wait: Duration,
+    /// Replace outdated hashes at login: on or off
+    #[arg(env = "PASSWORD_REHASH", default_value = "on", value_name = "ON_OFF", action = ArgAction::Set,
+        value_parser = word(&ON_OFF))]
+    rehash: bool,
 }
 
-/// All settings of the service, as they are given.
+/// How long the past is kept.
 #[derive(Args, Clone, Debug)]
-pub struct Settings {
-    #[command(flatten)]
-    database: DatabaseSettings,
+#[command(next_help_heading = "Access")]
+pub struct HistorySettings {
+    /// How long ended sessions are remembered
+    #[arg(env = "SESSION_HISTORY_DAYS", default_value = "30", value_name = "DAYS",
+        value_parser = whole(1..=3650).map(TimeDelta::days))]
+    pub sessions: TimeDelta,
+}
 
-    /// production or development; picks the defaults marked with both [default: production]
-    #[arg(long, env, value_name = "ENV", help_heading = "Service")]
-    app_env: Option<String>,
-    /// Address to listen on [default: 0.0.0.0:8000]
-    #[arg(long, env, value_name = "ADDR", help_heading = "Service")]
-    listen_addr: Option<String>,
-    /// json or pretty [default: json; development: pretty]
-    #[arg(long, env, value_name = "FORMAT", help_heading = "Service")]
-    log_format: Option<String>,
-    /// What to log, as level or target=level,... [default: info]
-    #[arg(long, env, value_name = "FILTER", help_heading = "Service")]
-    log_level: Option<String>,
+/// All settings of the service.
+#[derive(Args, Clone, Debug)]
+pub struct Config {
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+
+    /// production or development; picks the defaults marked with both
+    #[arg(env, default_value = "production", ignore_case = true, value_name = "ENV", help_heading = "Service",
+        value_parser = word(&[("production", Environment::Production), ("development", Environment::Development)]))]
+    pub app_env: Environment,
+    #[command(flatten)]
+    pub listen: ListenSettings,
+    /// json or pretty
+    #[arg(env, default_value = "json", in_development = "pretty", value_name = "FORMAT", help_heading = "Service",
+        value_parser = word(&[("json", LogFormat::Json), ("pretty", LogFormat::Pretty)]))]
+    pub log_format: LogFormat,
+    /// What to log, as level or target=level,...
+    #[arg(env, default_value = "info", value_name = "FILTER", help_heading = "Service", value_parser = log_level)]
+    pub log_level: String,
     /// Networks whose X-Forwarded-For is believed, as CIDRs [default: none]
-    #[arg(long, env, value_name = "CIDR,...", help_heading = "Service")]
-    trusted_proxies: Option<String>,
+    #[arg(env, default_value = "", value_name = "CIDR,...", help_heading = "Service",
+        value_parser = list(network).map(|networks| TrustedProxies(networks.0)))]
+    pub trusted_proxies: TrustedProxies,
     /// Origins that browsers may call from, or * [default: none, CORS is off]
-    #[arg(long, env, value_name = "ORIGIN,...", help_heading = "Service")]
-    cors_allowed_origins: Option<String>,
-    /// Time a request may take [default: 20]
-    #[arg(long, env, value_name = "SECONDS", help_heading = "Service")]
-    request_timeout_seconds: Option<String>,
-    /// Client connections at once [default: 10000]
-    #[arg(long, env, value_name = "COUNT", help_heading = "Service")]
-    max_connections: Option<String>,
-    /// Time for requests in flight after SIGTERM [default: 20]
-    #[arg(long, env, value_name = "SECONDS", help_heading = "Service")]
-    shutdown_grace_seconds: Option<String>,
+    #[arg(env, value_name = "ORIGIN,...", help_heading = "Service", value_parser = list(origin).map(CorsOrigins::from))]
+    pub cors_allowed_origins: Option<CorsOrigins>,
+    /// Time a request may take
+    #[arg(env = "REQUEST_TIMEOUT_SECONDS", default_value = "20", value_name = "SECONDS", help_heading = "Service",
+        value_parser = whole(1..=300).map(Duration::from_secs))]
+    pub request_timeout: Duration,
+    /// Client connections at once
+    #[arg(env, default_value = "10000", value_name = "COUNT", help_heading = "Service",
+        value_parser = whole(1..=1_000_000_usize))]
+    pub max_connections: usize,
+    /// Time for requests in flight after SIGTERM
+    #[arg(env = "SHUTDOWN_GRACE_SECONDS", default_value = "20", value_name = "SECONDS", help_heading = "Service",
+        value_parser = whole(0..=600).map(Duration::from_secs))]
+    pub shutdown_grace: Duration,
 
-    /// Signs tokens; at least 32 bytes in production [default: none; development: devsecret]
-    #[arg(long, env, hide_env_values = true, value_name = "SECRET", help_heading = "Tokens")]
-    jwt_secret: Option<String>,
-    /// File that holds the value of `JWT_SECRET`
-    #[arg(long, env, value_name = "PATH", help_heading = "Tokens")]
-    jwt_secret_file: Option<String>,
+    /// Signs tokens; at least 32 random bytes in production
+    #[arg(
+        env,
+        hide_env_values = true,
+        required = true,
+        default_value = "",
+        in_development = "devsecret",
+        value_name = "SECRET",
+        help_heading = "Tokens"
+    )]
+    pub jwt_secret: SecretString,
     /// Former secrets, whose tokens are still accepted
-    #[arg(long, env, hide_env_values = true, value_name = "SECRET,...", help_heading = "Tokens")]
-    jwt_secret_previous: Option<String>,
-    /// File that holds the value of `JWT_SECRET_PREVIOUS`
-    #[arg(long, env, value_name = "PATH", help_heading = "Tokens")]
-    jwt_secret_previous_file: Option<String>,
-    /// HS256, HS384 or HS512 [default: HS256]
-    #[arg(long, env, value_name = "ALGORITHM", help_heading = "Tokens")]
-    jwt_algorithm: Option<String>,
-    /// Lifetime of an access token [default: 900]
-    #[arg(long, env, value_name = "SECONDS", help_heading = "Tokens")]
-    access_token_expires_seconds: Option<String>,
-    /// Lifetime of a refresh token [default: 30]
-    #[arg(long, env, value_name = "DAYS", help_heading = "Tokens")]
-    refresh_token_expires_days: Option<String>,
-    /// How long a used refresh token passes for its owner's own retry [default: 10]
-    #[arg(long, env, value_name = "SECONDS", help_heading = "Tokens")]
-    refresh_grace_seconds: Option<String>,
-    /// What such a retry gets: reject (401) or replay (the same successor again) [default: reject]
-    #[arg(long, env, value_name = "ANSWER", help_heading = "Tokens")]
-    refresh_grace_answer: Option<String>,
-    /// Refreshes, or logins, committed together at most; 1 turns batching off [default: 128]
-    #[arg(long, env, value_name = "COUNT", help_heading = "Tokens")]
-    batch_size: Option<String>,
-    /// Former name of `BATCH_SIZE`
-    #[arg(long, env, hide = true)]
-    refresh_batch_size: Option<String>,
+    #[arg(env, hide_env_values = true, default_value = "", value_name = "SECRET,...", help_heading = "Tokens",
+        value_parser = list(secret))]
+    pub jwt_secret_previous: List<SecretString>,
+    /// HS256, HS384 or HS512
+    #[arg(env, default_value = "HS256", value_name = "ALGORITHM", help_heading = "Tokens",
+        value_parser = word(&[("HS256", TokenAlgorithm::Hs256), ("HS384", TokenAlgorithm::Hs384), ("HS512", TokenAlgorithm::Hs512)]))]
+    pub jwt_algorithm: TokenAlgorithm,
+    /// Lifetime of an access token
+    #[arg(env = "ACCESS_TOKEN_EXPIRES_SECONDS", default_value = "900", value_name = "SECONDS", help_heading = "Tokens",
+        value_parser = whole(1..=86_400).map(TimeDelta::seconds))]
+    access_token_lifetime: TimeDelta,
+    /// Lifetime of a refresh token
+    #[arg(env = "REFRESH_TOKEN_EXPIRES_DAYS", default_value = "30", value_name = "DAYS", help_heading = "Tokens",
+        value_parser = whole(1..=3650).map(TimeDelta::days))]
+    refresh_token_lifetime: TimeDelta,
+    /// How long a used refresh token passes for its owner's own retry
+    #[arg(env = "REFRESH_GRACE_SECONDS", default_value = "10", value_name = "SECONDS", help_heading = "Tokens",
+        value_parser = whole(0..=300).map(TimeDelta::seconds))]
+    pub refresh_grace: TimeDelta,
+    /// What such a retry gets: reject (401) or replay (the same successor again)
+    #[arg(env, default_value = "reject", value_name = "ANSWER", help_heading = "Tokens",
+        value_parser = word(&[("reject", GraceAnswer::Reject), ("replay", GraceAnswer::Replay)]))]
+    pub refresh_grace_answer: GraceAnswer,
+    /// Refreshes, or logins, committed together at most; 1 turns batching off
+    #[arg(env, alias = "refresh_batch_size", default_value = "128", value_name = "COUNT", help_heading = "Tokens",
+        value_parser = whole(1..=1024_usize))]
+    pub batch_size: usize,
 
     #[command(flatten)]
-    password: PasswordSettings,
+    pub password: PasswordSettings,
 
-    /// Limit failed logins and registrations: on or off [default: on]
-    #[arg(long, env, value_name = "ON_OFF", help_heading = "Access")]
-    throttle: Option<String>,
-    /// Roles anyone may register with [default: customer; development: customer,admin]
-    #[arg(long, env, value_name = "ROLE,...", help_heading = "Access")]
-    register_open_roles: Option<String>,
-    /// Who may list users: admin or public [default: admin; development: public]
-    #[arg(long, env, value_name = "WHO", help_heading = "Access")]
-    users_list_access: Option<String>,
-    /// How long ended sessions are remembered [default: 30]
-    #[arg(long, env, value_name = "DAYS", help_heading = "Access")]
-    session_history_days: Option<String>,
-    /// Time between clean-ups, give or take a fifth; 0 turns them off [default: 300]
-    #[arg(long, env, value_name = "SECONDS", help_heading = "Access")]
-    cleanup_interval_seconds: Option<String>,
+    /// Limit failed logins and registrations: on or off
+    #[arg(env, default_value = "on", value_name = "ON_OFF", help_heading = "Access", action = ArgAction::Set,
+        value_parser = word(&ON_OFF))]
+    throttle: bool,
+    /// Roles anyone may register with
+    #[arg(env, default_value = "customer", in_development = "customer,admin", value_name = "ROLE,...",
+        help_heading = "Access", value_parser = list(role))]
+    pub register_open_roles: List<Role>,
+    /// Who may list users: admin or public
+    #[arg(env, default_value = "admin", in_development = "public", value_name = "WHO", help_heading = "Access",
+        value_parser = word(&[("admin", UsersListAccess::Admin), ("public", UsersListAccess::Public)]))]
+    pub users_list_access: UsersListAccess,
+    #[command(flatten)]
+    pub history: HistorySettings,
+    /// Time between clean-ups, give or take a fifth; 0 turns them off
+    #[arg(env = "CLEANUP_INTERVAL_SECONDS", default_value = "300", value_name = "SECONDS", help_heading = "Access",
+        value_parser = whole(0..=86_400).map(Duration::from_secs))]
+    cleanup_interval: Duration,
 }
-impl DatabaseSettings {
-    /// Where the database is, or everything that is wrong with the settings that say so.
-    pub fn resolve(&self) -> Result<Database, ConfigError> {
-        let mut problems = Problems::default();
-        let database = self.read(&mut problems);
-        problems.none_or(database)
-    }
 
-    fn read(&self, problems: &mut Problems) -> Option<Database> {
-        let max_connections =
-            problems.number("DATABASE_MAX_CONNECTIONS", self.database_max_connections.as_ref(), 10, 1..=1000);
-        let dsn = problems.secret("POSTGRES_DSN", self.postgres_dsn.as_ref(), self.postgres_dsn_file.as_ref());
-        let (name, dsn) = match (dsn, set(self.database_url.as_ref())) {
-            (Some(dsn), _) => ("POSTGRES_DSN", dsn),
-            (None, Some(url)) => ("DATABASE_URL", url.into()),
-            (None, None) => {
-                problems
-                    .add("POSTGRES_DSN is not set: say where the database is, as postgres://user:password@host/name");
-                return None;
-            }
-        };
-        match parse_dsn(dsn.expose_secret()) {
-            Ok(options) => Some(Database { options, max_connections }),
-            Err(problem) => {
-                problems.add(format!("{name} {problem}"));
-                None
-            }
+/// Variables of former versions, which mean nothing any more.
+const REMOVED: [&str; 2] = ["JWT_LEEWAY_SECONDS", "REFRESH_CONNECTIONS"];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Environment {
+    Production,
+    Development,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line, for machines.
+    Json,
+    /// For people.
+    Pretty,
+}
+
+/// Origins that browsers may call from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CorsOrigins {
+    Any,
+    List(Vec<String>),
+}
+
+/// What a retry with a just used token gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GraceAnswer {
+    Reject,
+    Replay,
+}
+
+/// Who may list the users.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UsersListAccess {
+    Admin,
+    Public,
+}
+
+/// The values of a setting that is a list. clap would take a `Vec` for a flag that can be repeated.
+#[derive(Clone, Debug)]
+pub struct List<T>(Vec<T>);
+
+impl<T> Deref for List<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.0
+    }
+}
+
+impl From<List<String>> for CorsOrigins {
+    fn from(origins: List<String>) -> Self {
+        if origins.iter().any(|origin| origin == "*") { Self::Any } else { Self::List(origins.0) }
+    }
+}
+
+impl Settings for DatabaseSettings {}
+impl Settings for ListenSettings {}
+impl Settings for PasswordSettings {}
+impl Settings for HistorySettings {}
+
+impl Settings for Config {
+    fn problems(&self) -> Vec<String> {
+        if self.app_env == Environment::Development {
+            return Vec::new();
         }
+        // What a former secret signed is accepted just as well.
+        let previous = self.jwt_secret_previous.iter().map(|secret| ("JWT_SECRET_PREVIOUS", secret));
+        let secrets = std::iter::once(("JWT_SECRET", &self.jwt_secret)).chain(previous);
+        secrets
+            .filter(|(_, secret)| !secret.expose_secret().is_empty())
+            .filter_map(|(name, secret)| Some(format!("{name} {}", weakness(secret.expose_secret())?)))
+            .collect()
     }
-}
-
-fn refuse_weak_secret(problems: &mut Problems, name: &str, secret: &str) {
-    if KNOWN_SECRETS.contains(&secret.to_lowercase().as_str()) {
-        problems.add(format!("{name} is a well-known default: anybody could sign tokens; choose a random one"));
-    } else if secret.len() < MIN_SECRET_BYTES {
-        problems.add(format!("{name} has {} bytes: it takes at least {MIN_SECRET_BYTES}", secret.len()));
-    }
-}
-
-/// Reads a database address, with SQLAlchemy's `+driver` or without. The problem never repeats it: it has a password.
-fn parse_dsn(dsn: &str) -> Result<PgConnectOptions, String> {
-    let (scheme, rest) = dsn.split_once("://").ok_or("is not a URL such as postgres://user:password@host/name")?;
-    let scheme = scheme.split('+').next().unwrap_or(scheme);
-    if !["postgres", "postgresql"].contains(&scheme) {
-        return Err(format!("must begin with postgres:// or postgresql://, not {scheme}://"));
-    }
-    format!("postgres://{rest}").parse().map_err(|_| "is not a valid PostgreSQL URL".to_owned())
 }
 
 impl PasswordSettings {
-    /// How passwords are hashed, or everything that is wrong with the settings that say so.
-    pub fn resolve(&self) -> Result<HasherSettings, ConfigError> {
-        let mut problems = Problems::default();
-        let hasher = self.read(&mut problems);
-        problems.none_or(Some(hasher))
-    }
-
-    fn read(&self, problems: &mut Problems) -> HasherSettings {
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let m_kib = problems.number(
-            "PASSWORD_ARGON2_MEMORY_KIB",
-            self.password_argon2_memory_kib.as_ref(),
-            7168,
-            8..=Argon2Cost::MAX_M_KIB,
-        );
-        let t =
-            problems.number("PASSWORD_ARGON2_PASSES", self.password_argon2_passes.as_ref(), 5, 1..=Argon2Cost::MAX_T);
-        let concurrency =
-            problems.number("PASSWORD_HASH_CONCURRENCY", self.password_hash_concurrency.as_ref(), cores, 1..=1024);
-        let max_wait_ms =
-            problems.number("PASSWORD_HASH_MAX_WAIT_MS", self.password_hash_max_wait_ms.as_ref(), 2000, 1..=60_000);
+    pub fn hasher(&self) -> HasherSettings {
         HasherSettings {
-            pool: PoolSettings { concurrency, max_wait: Duration::from_millis(max_wait_ms) },
-            cost: Argon2Cost { m_kib, t },
-            rehash: problems.word("PASSWORD_REHASH", self.password_rehash.as_ref(), true, &ON_OFF),
+            pool: PoolSettings { concurrency: self.hash_concurrency, max_wait: self.hash_max_wait },
+            cost: Argon2Cost { m_kib: self.argon2_memory_kib, t: self.argon2_passes },
+            rehash: self.rehash,
         }
     }
 }
 
-impl Settings {
-    /// What the settings mean, or everything that is wrong with them.
-    pub fn resolve(&self) -> Result<Config, ConfigError> {
-        let mut problems = Problems::default();
-        let config = self.read(&mut problems);
-        problems.none_or(config)
+impl Config {
+    pub fn lifetimes(&self) -> Lifetimes {
+        Lifetimes { access: self.access_token_lifetime, refresh: self.refresh_token_lifetime }
     }
 
-    fn read(&self, problems: &mut Problems) -> Option<Config> {
-        let p = problems;
-        let development =
-            p.word("APP_ENV", self.app_env.as_ref(), false, &[("production", false), ("development", true)]);
-        let database = self.database.read(p);
-        let jwt_secret = self.read_jwt_secret(p, development);
-        let jwt_secret_previous = self.read_previous_jwt_secrets(p, development);
-        let seconds = |number: i64| TimeDelta::seconds(number);
-        let lifetimes = Lifetimes {
-            access: seconds(p.number(
-                "ACCESS_TOKEN_EXPIRES_SECONDS",
-                self.access_token_expires_seconds.as_ref(),
-                900,
-                1..=86_400,
-            )),
-            refresh: TimeDelta::days(p.number(
-                "REFRESH_TOKEN_EXPIRES_DAYS",
-                self.refresh_token_expires_days.as_ref(),
-                30,
-                1..=3650,
-            )),
-        };
-        let default_roles = if development { vec![Role::customer(), Role::admin()] } else { vec![Role::customer()] };
-        let roles = p.list("REGISTER_OPEN_ROLES", self.register_open_roles.as_ref(), |text| match Role::parse(text) {
-            _ if text.is_empty() => Err("is no role".to_owned()),
-            role => role.map_err(|error| format!("is no role: {error}")),
-        });
-        let batch_size =
-            set(self.batch_size.as_ref()).and(self.batch_size.as_ref()).or(self.refresh_batch_size.as_ref());
-        let cleanup_seconds =
-            p.number("CLEANUP_INTERVAL_SECONDS", self.cleanup_interval_seconds.as_ref(), 300_u64, 0..=86_400);
-        Some(Config {
-            development,
-            listen_addr: self.read_listen_addr(p),
-            log_format: p.word(
-                "LOG_FORMAT",
-                self.log_format.as_ref(),
-                if development { LogFormat::Pretty } else { LogFormat::Json },
-                &[("json", LogFormat::Json), ("pretty", LogFormat::Pretty)],
-            ),
-            log_level: self.read_log_level(p),
-            trusted_proxies: self.read_trusted_proxies(p),
-            cors_allowed_origins: self.read_cors(p),
-            request_timeout: Duration::from_secs(p.number(
-                "REQUEST_TIMEOUT_SECONDS",
-                self.request_timeout_seconds.as_ref(),
-                20,
-                1..=300,
-            )),
-            max_connections: p.number("MAX_CONNECTIONS", self.max_connections.as_ref(), 10_000, 1..=1_000_000),
-            shutdown_grace: Duration::from_secs(p.number(
-                "SHUTDOWN_GRACE_SECONDS",
-                self.shutdown_grace_seconds.as_ref(),
-                20,
-                0..=600,
-            )),
-            jwt_secret_previous,
-            jwt_algorithm: p.word(
-                "JWT_ALGORITHM",
-                self.jwt_algorithm.as_ref(),
-                TokenAlgorithm::Hs256,
-                &[("HS256", TokenAlgorithm::Hs256), ("HS384", TokenAlgorithm::Hs384), ("HS512", TokenAlgorithm::Hs512)],
-            ),
-            lifetimes,
-            refresh_grace: seconds(p.number("REFRESH_GRACE_SECONDS", self.refresh_grace_seconds.as_ref(), 10, 0..=300)),
-            refresh_grace_answer: p.word(
-                "REFRESH_GRACE_ANSWER",
-                self.refresh_grace_answer.as_ref(),
-                GraceAnswer::Reject,
-                &[("reject", GraceAnswer::Reject), ("replay", GraceAnswer::Replay)],
-            ),
-            batch_size: p.number("BATCH_SIZE", batch_size, 128, 1..=1024),
-            hasher: self.password.read(p),
-            throttle: p.word("THROTTLE", self.throttle.as_ref(), true, &ON_OFF).then_some(THROTTLE),
-            register_open_roles: if roles.is_empty() { default_roles } else { roles },
-            users_list_access: p.word(
-                "USERS_LIST_ACCESS",
-                self.users_list_access.as_ref(),
-                if development { UsersListAccess::Public } else { UsersListAccess::Admin },
-                &[("admin", UsersListAccess::Admin), ("public", UsersListAccess::Public)],
-            ),
-            session_history: TimeDelta::days(p.number(
-                "SESSION_HISTORY_DAYS",
-                self.session_history_days.as_ref(),
-                DEFAULT_SESSION_HISTORY_DAYS,
-                SESSION_HISTORY_DAYS,
-            )),
-            cleanup_interval: (cleanup_seconds > 0).then(|| Duration::from_secs(cleanup_seconds)),
-            database: database?,
-            jwt_secret: jwt_secret?,
+    /// The throttle's limits, unless it is off.
+    pub fn throttle(&self) -> Option<Throttle> {
+        self.throttle.then_some(THROTTLE)
+    }
+
+    /// The time between clean-ups, unless they are off.
+    pub fn cleanup_interval(&self) -> Option<Duration> {
+        Some(self.cleanup_interval).filter(|interval| !interval.is_zero())
+    }
+
+    /// What is set and has no or another effect than it seems to have.
+    pub fn warnings(&self) -> Vec<String> {
+        let removed = REMOVED.iter().filter(|name| std::env::var_os(name).is_some_and(|text| !text.is_empty()));
+        removed.map(|name| format!("{name} is set, but there is no such setting any more; it is ignored")).collect()
+    }
+}
+
+/// Declares another default for development, and says both in the help.
+trait InDevelopment {
+    fn in_development(self, default: &'static str) -> Self;
+}
+
+impl InDevelopment for Arg {
+    fn in_development(self, default: &'static str) -> Self {
+        let production = self.get_default_values().iter().map(|value| value.to_string_lossy());
+        let production = production.filter(|value| !value.is_empty()).collect::<String>();
+        let production = if production.is_empty() { "none" } else { &production };
+        let help = self.get_help().map(ToString::to_string).unwrap_or_default();
+        let help = format!("{help} [default: {production}; development: {default}]");
+        self.help(help).hide_default_value(true).default_value_if("app_env", "development", default)
+    }
+}
+
+fn cores() -> String {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get).to_string()
+}
+
+/// A whole number within bounds.
+fn whole<T>(bounds: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static
+where
+    T: std::str::FromStr + PartialOrd + std::fmt::Display + Clone + Send + Sync + 'static,
+{
+    move |text| {
+        let number = text.parse().ok().filter(|number| bounds.contains(number));
+        number
+            .ok_or_else(|| format!("must be a whole number from {} to {}, not '{text}'", bounds.start(), bounds.end()))
+    }
+}
+
+const ON_OFF: [(&str, bool); 2] = [("on", true), ("off", false)];
+
+/// One of a few words.
+fn word<T: Copy + Send + Sync + 'static>(
+    words: &'static [(&str, T)],
+) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static {
+    move |text| {
+        let found = words.iter().find(|(word, _)| word.eq_ignore_ascii_case(text));
+        found.map(|(_, value)| *value).ok_or_else(|| {
+            let known: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+            format!("must be {}, not '{text}'", known.join(" or "))
         })
     }
+}
 
-    fn read_jwt_secret(&self, problems: &mut Problems, development: bool) -> Option<SecretString> {
-        let secret = problems.secret("JWT_SECRET", self.jwt_secret.as_ref(), self.jwt_secret_file.as_ref());
-        let Some(secret) = secret else {
-            if development {
-                return Some(DEVELOPMENT_SECRET.into());
-            }
-            if set(self.jwt_secret_file.as_ref()).is_none() {
-                problems.add(format!("JWT_SECRET is not set: it takes at least {MIN_SECRET_BYTES} random bytes"));
-            }
-            return None;
-        };
-        if !development {
-            refuse_weak_secret(problems, "JWT_SECRET", secret.expose_secret());
+/// Values with commas between them, of which each must parse.
+fn list<T: Send + Sync + 'static>(
+    parse: fn(&str) -> Result<T, String>,
+) -> impl Fn(&str) -> Result<List<T>, String> + Clone + Send + Sync + 'static {
+    move |text| {
+        if text.is_empty() {
+            return Ok(List(Vec::new()));
         }
-        Some(secret)
-    }
-
-    fn read_previous_jwt_secrets(&self, problems: &mut Problems, development: bool) -> Vec<SecretString> {
-        const NAME: &str = "JWT_SECRET_PREVIOUS";
-        let secrets = problems.secret(NAME, self.jwt_secret_previous.as_ref(), self.jwt_secret_previous_file.as_ref());
-        let Some(secrets) = secrets else { return Vec::new() };
-        let secrets = secrets.expose_secret().split(',').map(str::trim).filter(|secret| !secret.is_empty());
-        let secrets = secrets.inspect(|secret| {
-            // What it signed is accepted just as well.
-            if !development {
-                refuse_weak_secret(problems, NAME, secret);
+        let (mut values, mut problems) = (Vec::new(), Vec::new());
+        for entry in text.split(',').map(str::trim) {
+            match parse(entry) {
+                Ok(value) => values.push(value),
+                Err(problem) => problems.push(problem),
             }
-        });
-        secrets.map(SecretString::from).collect()
-    }
-
-    fn read_log_level(&self, problems: &mut Problems) -> String {
-        let text = set(self.log_level.as_ref()).unwrap_or("info");
-        // The filter would take a lone word for the name of a part, and be silent about all others.
-        let is_level = |word: &str| word.contains(['=', '[']) || word.parse::<LevelFilter>().is_ok();
-        if !text.split(',').map(str::trim).all(is_level) || EnvFilter::try_new(text).is_err() {
-            problems.add(format!(
-                "LOG_LEVEL must be trace, debug, info, warn, error or off, or a list such as info,sqlx=debug, not '{text}'"
-            ));
         }
-        text.to_owned()
+        if problems.is_empty() { Ok(List(values)) } else { Err(format!("has {}", problems.join(", "))) }
     }
+}
 
-    fn read_listen_addr(&self, problems: &mut Problems) -> SocketAddr {
-        let text = set(self.listen_addr.as_ref()).unwrap_or(DEFAULT_LISTEN_ADDR);
-        text.parse().unwrap_or_else(|_| {
-            problems.add(format!("LISTEN_ADDR must be an address and port such as 127.0.0.1:8000, not '{text}'"));
-            SocketAddr::from(([127, 0, 0, 1], 8000))
-        })
+fn listen_addr(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| format!("must be an address and port such as 127.0.0.1:8000, not '{text}'"))
+}
+
+fn log_level(text: &str) -> Result<String, String> {
+    // The filter would take a lone word for the name of a part, and be silent about all others.
+    let is_level = |word: &str| word.contains(['=', '[']) || word.parse::<LevelFilter>().is_ok();
+    if text.split(',').map(str::trim).all(is_level) && EnvFilter::try_new(text).is_ok() {
+        return Ok(text.to_owned());
     }
+    Err(format!("must be trace, debug, info, warn, error or off, or a list such as info,sqlx=debug, not '{text}'"))
+}
 
-    fn read_trusted_proxies(&self, problems: &mut Problems) -> TrustedProxies {
-        TrustedProxies(problems.list("TRUSTED_PROXIES", self.trusted_proxies.as_ref(), |text| {
-            let single = || text.parse::<std::net::IpAddr>().map(IpNet::from);
-            text.parse::<IpNet>().or_else(|_| single()).map_err(|_| "is no network such as 10.0.0.0/8".to_owned())
-        }))
+fn network(text: &str) -> Result<IpNet, String> {
+    let single = || text.parse::<std::net::IpAddr>().map(IpNet::from);
+    text.parse().or_else(|_| single()).map_err(|_| format!("'{text}', which is no network such as 10.0.0.0/8"))
+}
+
+fn origin(text: &str) -> Result<String, String> {
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    let plain = host.is_some_and(|host| !host.is_empty() && host.bytes().all(|b| b.is_ascii_graphic() && b != b'/'));
+    if plain || text == "*" {
+        return Ok(text.to_owned());
     }
+    Err(format!("'{text}', which is no origin such as https://shop.example"))
+}
 
-    fn read_cors(&self, problems: &mut Problems) -> Option<CorsOrigins> {
-        let origins = problems.list("CORS_ALLOWED_ORIGINS", self.cors_allowed_origins.as_ref(), |text| {
-            let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
-            let plain =
-                rest.is_some_and(|host| !host.is_empty() && host.bytes().all(|b| b.is_ascii_graphic() && b != b'/'));
-            if plain || text == "*" {
-                Ok(text.to_owned())
-            } else {
-                Err("is no origin such as https://shop.example".to_owned())
-            }
-        });
-        match origins {
-            origins if origins.is_empty() => None,
-            origins if origins.iter().any(|origin| origin == "*") => Some(CorsOrigins::Any),
-            origins => Some(CorsOrigins::List(origins)),
+fn role(text: &str) -> Result<Role, String> {
+    match Role::parse(text) {
+        _ if text.is_empty() => Err("an entry that is empty".to_owned()),
+        role => role.map_err(|error| format!("'{text}', which is no role: {error}")),
+    }
+}
+
+fn secret(text: &str) -> Result<SecretString, String> {
+    if text.is_empty() { Err("an entry that is empty".to_owned()) } else { Ok(text.into()) }
+}
+
+/// Secrets everybody knows.
+const KNOWN_SECRETS: [&str; 6] =
+    ["devsecret", "secret", "changeme", "change-me", "jwt-secret", "sample-secret-for-development-only"];
+const MIN_SECRET_BYTES: usize = 32;
+
+/// Why a secret must not sign tokens in production.
+fn weakness(secret: &str) -> Option<String> {
+    if KNOWN_SECRETS.contains(&secret.to_lowercase().as_str()) {
+        return Some("is a well-known default: anybody could sign tokens; choose a random one".to_owned());
+    }
+    let bytes = secret.len();
+    (bytes < MIN_SECRET_BYTES).then(|| format!("has {bytes} bytes: it takes at least {MIN_SECRET_BYTES}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::config::Given;
+
+    const RANDOM: &str = "41d8d5f7c6a0b1e29f3be0a5a4f0c7d3";
+
+    /// Production with the two settings that it needs, and further flags.
+    fn config(flags: &[&str]) -> Result<Config, Vec<String>> {
+        #[derive(Parser)]
+        struct Flags {
+            #[command(flatten)]
+            settings: Given<Config>,
         }
+        let needed =
+            [format!("--jwt-secret={RANDOM}"), "--postgres-dsn=postgres://auth:pass@localhost/auth".to_owned()];
+        let name = |flag: &str| flag.split_once('=').unwrap().0.to_owned();
+        let needed = needed.iter().map(String::as_str).filter(|needed| !flags.iter().any(|f| name(f) == name(needed)));
+        let flags = std::iter::once("test").chain(needed).chain(flags.iter().copied());
+        Flags::try_parse_from(flags).unwrap().settings.resolve().map_err(|error| error.0)
+    }
+
+    #[test]
+    fn the_environment_picks_the_defaults_and_each_can_be_set_on_its_own() {
+        let production = config(&[]).unwrap();
+        assert_eq!(production.log_format, LogFormat::Json);
+        assert_eq!(production.users_list_access, UsersListAccess::Admin);
+        assert_eq!(production.register_open_roles[..], [Role::customer()]);
+        for name in ["development", "Development"] {
+            let flags = [&format!("--app-env={name}"), "--jwt-secret=", "--users-list-access=admin"];
+            let development = config(&flags).unwrap();
+            assert_eq!(development.app_env, Environment::Development);
+            assert_eq!(development.log_format, LogFormat::Pretty);
+            assert_eq!(development.users_list_access, UsersListAccess::Admin);
+            assert_eq!(development.register_open_roles[..], [Role::customer(), Role::admin()]);
+            assert_eq!(development.jwt_secret.expose_secret(), "devsecret");
+        }
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_is_refused_with_a_sentence() {
+        for (flag, problem) in [
+            ("--app-env=staging", "APP_ENV must be production or development, not 'staging'"),
+            ("--request-timeout-seconds=0", "REQUEST_TIMEOUT_SECONDS must be a whole number from 1 to 300, not '0'"),
+            ("--batch-size=1.5", "BATCH_SIZE must be a whole number from 1 to 1024, not '1.5'"),
+            ("--throttle=yes", "THROTTLE must be on or off, not 'yes'"),
+            ("--listen-addr=8000", "LISTEN_ADDR must be an address and port such as 127.0.0.1:8000, not '8000'"),
+            (
+                "--trusted-proxies=10.0.0.0/8,10.0.0.0/99,all",
+                "TRUSTED_PROXIES has '10.0.0.0/99', which is no network such as 10.0.0.0/8, \
+                 'all', which is no network such as 10.0.0.0/8",
+            ),
+            ("--register-open-roles=staff,", "REGISTER_OPEN_ROLES has an entry that is empty"),
+            ("--jwt-secret=too-short", "JWT_SECRET has 9 bytes: it takes at least 32"),
+        ] {
+            assert_eq!(config(&[flag]).unwrap_err(), [problem]);
+        }
+    }
+
+    #[test]
+    fn zero_turns_cleaning_up_off() {
+        assert_eq!(config(&[]).unwrap().cleanup_interval(), Some(Duration::from_mins(5)));
+        assert_eq!(config(&["--cleanup-interval-seconds=0"]).unwrap().cleanup_interval(), None);
+    }
+
+    #[test]
+    fn one_star_among_origins_means_any() {
+        let origins = |flag: &str| config(&[flag]).unwrap().cors_allowed_origins;
+        assert_eq!(origins("--cors-allowed-origins="), None);
+        assert_eq!(origins("--cors-allowed-origins=https://shop.example, *"), Some(CorsOrigins::Any));
+        let shop = CorsOrigins::List(vec!["https://shop.example".to_owned()]);
+        assert_eq!(origins("--cors-allowed-origins=https://shop.example"), Some(shop));
     }
 }

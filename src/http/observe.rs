@@ -182,12 +182,12 @@ mod tests {
 
     use super::*;
     use crate::clock::Clock;
-    use crate::config::Settings;
+    use crate::config::{Config, Given};
 
     #[derive(Parser)]
     struct Flags {
         #[command(flatten)]
-        settings: Settings,
+        settings: Given<Config>,
     }
 
     #[tokio::test]

@@ -96,7 +96,7 @@ fn connection_limit(app: &App) -> usize {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     let configured = app.config.max_connections;
     let Some(open_files) = getrlimit(Resource::Nofile).current else { return configured };
-    let database = u64::from(app.config.database.max_connections) + u64::from(app::REFRESH_CONNECTIONS);
+    let database = u64::from(app.config.database.database_max_connections) + u64::from(app::REFRESH_CONNECTIONS);
     let room = usize::try_from(open_files.saturating_sub(RESERVED_DESCRIPTORS + database)).unwrap_or(usize::MAX).max(1);
     if room < configured {
         tracing::warn!(configured, room, open_files, "MAX_CONNECTIONS is more than the limit of open files allows");

@@ -87,12 +87,12 @@ async fn delete_all(
 /// left, even where cleaning up is turned off.
 pub async fn run(app: App) {
     loop {
-        tokio::time::sleep(jittered(app.config.cleanup_interval.unwrap_or(LOOK_INTERVAL))).await;
+        tokio::time::sleep(jittered(app.config.cleanup_interval().unwrap_or(LOOK_INTERVAL))).await;
         look_for_bcrypt_hashes(&app).await;
-        if app.config.cleanup_interval.is_none() {
+        if app.config.cleanup_interval().is_none() {
             continue;
         }
-        match clean_up(&app.db, app.clock.now(), app.config.session_history, Depth::Usual).await {
+        match clean_up(&app.db, app.clock.now(), app.config.history.sessions, Depth::Usual).await {
             Ok(None) => tracing::debug!("another replica is cleaning up"),
             Ok(Some(report)) if report == Report::default() => tracing::debug!("nothing to clean up"),
             Ok(Some(Report { tokens, sessions, throttle_buckets })) => {

@@ -67,7 +67,7 @@ pub(super) async fn verify_password(
     client: &ClientInfo,
 ) -> Result<Verified, Error> {
     let slot = app.hasher.acquire().await?;
-    let buckets = app.config.throttle.map(|throttle| throttle.login(email, client.ip)).unwrap_or_default();
+    let buckets = app.config.throttle().map(|throttle| throttle.login(email, client.ip)).unwrap_or_default();
     let lookup = Lookup { email: email.clone(), client: client.ip, buckets, now: app.clock.now() };
     let found = app.account_lookups.submit(lookup).await?;
     let user_id = found.account.as_ref().map(|account| account.user.id);

@@ -28,7 +28,7 @@ pub async fn register(
         })?;
     }
     let slot = app.hasher.acquire().await?;
-    let buckets = app.config.throttle.map(|throttle| throttle.register(client.ip)).unwrap_or_default();
+    let buckets = app.config.throttle().map(|throttle| throttle.register(client.ip)).unwrap_or_default();
     let lookup = Lookup { email: email.clone(), client: client.ip, buckets, now: app.clock.now() };
     let found = app.account_lookups.submit(lookup).await?;
     if let Counted::Refused(wait) = found.counted {

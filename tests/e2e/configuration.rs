@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
-use crate::stack::{Database, auth, finish};
+use crate::stack::{Database, Service, auth, finish};
 
 #[test]
 fn every_mistake_in_the_configuration_is_named_at_once() {
@@ -67,6 +67,39 @@ fn a_start_without_any_setting_asks_for_the_two_that_production_needs() {
     assert_eq!(code, 2, "{output}{complaint}");
     assert!(complaint.contains("JWT_SECRET"), "{complaint}");
     assert!(complaint.contains("POSTGRES_DSN"), "{complaint}");
+}
+
+#[test]
+fn no_command_prints_a_part_of_an_address_with_a_password() {
+    for dsn in [
+        "postgres://shop:pa/ssword@db.example/shop",
+        "postgres://shop:1234/ssword@db.example/shop",
+        "shop:pa://ssword@db.example/shop",
+        "postgresql+psycopg:/shop:ssword@db.example",
+    ] {
+        for command in ["config", "cleanup"] {
+            let (_, output, complaint) = finish(
+                auth().arg(command).env("APP_ENV", "development").env("POSTGRES_DSN", dsn),
+                "",
+                Duration::from_secs(30),
+            );
+            for part in ["pa", "ssword", "1234"] {
+                let printed = format!("{output}{complaint}").replace("password@host", "");
+                assert!(!printed.contains(part), "{command}: {part} of {dsn} stands in\n{printed}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_start_that_finds_a_removed_setting_says_so_once_and_goes_on() {
+    let database = Database::create().await;
+    let removed = [("JWT_LEEWAY_SECONDS", "60"), ("REFRESH_CONNECTIONS", "4"), ("REFRESH_BATCH_SIZE", "64")];
+    let service = Service::start_with(&database.dsn(), &removed).await;
+    let log = service.log();
+    for (name, said) in [("JWT_LEEWAY_SECONDS", 1), ("REFRESH_CONNECTIONS", 1), ("REFRESH_BATCH_SIZE", 0)] {
+        assert_eq!(log.matches(name).count(), said, "{name} in\n{log}");
+    }
 }
 
 /// Every setting's default, as `auth serve --help` states it; empty where it states none.

@@ -9,7 +9,7 @@ use crate::support::{TestApp, pair};
 const DAY: i64 = 86_400;
 
 async fn clean(app: &TestApp, depth: Depth) -> Option<Report> {
-    clean_up(&app.db, app.clock.now(), app.app.config.session_history, depth).await.unwrap()
+    clean_up(&app.db, app.clock.now(), app.app.config.history.sessions, depth).await.unwrap()
 }
 
 async fn count(app: &TestApp, query: &'static str) -> i64 {

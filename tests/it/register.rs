@@ -229,7 +229,7 @@ async fn every_problem_of_a_body_is_listed_and_nothing_is_written(pool: PgPool) 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
 async fn registrations_from_one_network_are_limited_and_the_wait_is_honest(pool: PgPool) {
     let app = TestApp::new(pool);
-    let limit = app.app.config.throttle.unwrap().register_network;
+    let limit = app.app.config.throttle().unwrap().register_network;
     assert_eq!((limit.burst, limit.interval), (500, TimeDelta::seconds(10)));
     // As 499 registrations would have left the bucket.
     let here = BucketKey::register_network([127, 0, 0, 1].into());

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use auth::app::App;
 use auth::clock::Clock;
-use auth::config::{Config, Settings};
+use auth::config::{Config, Given};
 use auth::http::{HttpService, Peer};
 use auth::{db, http};
 use axum::body::Body;
@@ -41,7 +41,7 @@ pub(crate) struct TestApp {
 #[derive(Parser)]
 struct Flags {
     #[command(flatten)]
-    settings: Settings,
+    settings: Given<Config>,
 }
 
 /// The configuration that `flags` make, over what tests need.

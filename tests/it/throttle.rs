@@ -156,7 +156,7 @@ async fn turned_off_it_counts_nothing(pool: PgPool) {
 async fn a_network_has_a_wide_limit_for_all_accounts_together(pool: PgPool) {
     let app = TestApp::new(pool);
     app.register("cust@example.com", "customer").await;
-    let limit = app.app.config.throttle.unwrap().login_network;
+    let limit = app.app.config.throttle().unwrap().login_network;
     assert_eq!((limit.burst, limit.interval), (1000, TimeDelta::seconds(2)));
     // As 999 failures would have left the bucket.
     sqlx::query("INSERT INTO auth_throttle (key, tat) VALUES ($1, $2)")
@@ -252,7 +252,7 @@ async fn in_one_batch_as_many_are_verified_as_fit_and_the_others_are_counted_now
     for answer in others.iter().filter(|answer| answer.status == 429) {
         assert!((1..=60).contains(&answer.retry_after()), "{}", answer.retry_after());
     }
-    let limit = app.app.config.throttle.unwrap().login_network;
+    let limit = app.app.config.throttle().unwrap().login_network;
     let counted = tat(&app, BucketKey::login_network([198, 51, 100, 7].into())).await - app.now();
     assert!(counted <= limit.interval * 20, "{counted}");
 }
@@ -279,7 +279,7 @@ async fn an_account_tried_from_many_networks_is_closed_to_new_ones_and_open_to_i
     let app = TestApp::new(pool);
     app.register("cust@example.com", "customer").await;
     pair(&login_from(&app, "2001:db8:5::1", "cust@example.com", PASSWORD).await);
-    let limit = app.app.config.throttle.unwrap().login_account_elsewhere;
+    let limit = app.app.config.throttle().unwrap().login_account_elsewhere;
     assert_eq!((limit.burst, limit.interval), (60, TimeDelta::seconds(30)));
     let (mut verified, mut refused) = (0, None);
     for attempt in 0..300 {
@@ -309,7 +309,7 @@ async fn an_account_tried_from_many_networks_is_closed_to_new_ones_and_open_to_i
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
 async fn a_site_has_a_wide_limit_for_all_its_networks_together(pool: PgPool) {
     let app = TestApp::new(pool);
-    let limits = app.app.config.throttle.unwrap();
+    let limits = app.app.config.throttle().unwrap();
     for (key, limit) in [
         (BucketKey::login_site("2001:db8:5::".parse().unwrap()), limits.login_site),
         (BucketKey::register_site("2001:db8:5::".parse().unwrap()), limits.register_site),
