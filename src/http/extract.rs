@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use axum::extract::{FromRequestParts, RawQuery};
 use axum::http::header::{AUTHORIZATION, USER_AGENT};
 use axum::http::request::Parts;
+use serde_json::Value;
 
 use super::error::ApiError;
-use super::json::Value;
 use super::problem::{Location, Problem};
 use crate::app::App;
 use crate::config::UsersListAccess;

@@ -14,7 +14,8 @@
 
 use std::borrow::Cow;
 
-use super::json::{Text, Value};
+use serde_json::{Map, Value};
+
 use super::problem::{Context, Location, Problem};
 
 /// Why a field was refused. Parse functions say the last four.
@@ -22,8 +23,6 @@ use super::problem::{Context, Location, Problem};
 pub(super) enum FieldError {
     Missing,
     NotString,
-    /// A lone surrogate. Python lets some of them pass here, only to fail where the text is encoded.
-    NotUnicode,
     /// None of the words allowed, which are listed in a phrase.
     NotAmong(String),
     /// Not an e-mail address, for a reason that is a sentence for the client.
@@ -42,10 +41,6 @@ impl FieldError {
         let (kind, msg, ctx) = match self {
             Self::Missing => ("missing", Cow::from("Field required"), None),
             Self::NotString => ("string_type", "Input should be a valid string".into(), None),
-            Self::NotUnicode => {
-                let msg = "Input should be a valid string, unable to parse raw data as a unicode string";
-                ("string_unicode", msg.into(), None)
-            }
             Self::NotAmong(expected) => {
                 let msg = format!("Input should be {expected}");
                 ("literal_error", msg.into(), Some(Context::Expected(expected)))
@@ -81,12 +76,12 @@ pub(super) struct Rejected(());
 
 /// The members of an object, and what has been found wrong with them so far.
 pub(super) struct Fields {
-    members: Vec<(Text, Value)>,
+    members: Map<String, Value>,
     problems: Vec<Problem>,
 }
 
 impl Fields {
-    pub(super) fn new(members: Vec<(Text, Value)>) -> Self {
+    pub(super) fn new(members: Map<String, Value>) -> Self {
         Self { members, problems: Vec::new() }
     }
 
@@ -96,7 +91,11 @@ impl Fields {
         name: &'static str,
         parse: impl FnOnce(&str) -> Result<T, E>,
     ) -> Result<T, Rejected> {
-        let text = self.get(name).ok_or(FieldError::Missing).and_then(text_of);
+        let text = self
+            .members
+            .get(name)
+            .ok_or(FieldError::Missing)
+            .and_then(|value| value.as_str().ok_or(FieldError::NotString));
         let parsed = text.and_then(|text| parse(text).map_err(Into::into));
         parsed.map_err(|error| self.refuse(name, error))
     }
@@ -107,7 +106,7 @@ impl Fields {
         name: &'static str,
         parse: impl FnOnce(&str) -> Result<T, E>,
     ) -> Result<Option<T>, Rejected> {
-        match self.get(name) {
+        match self.members.get(name) {
             None | Some(Value::Null) => Ok(None),
             Some(_) => self.required(name, parse).map(Some),
         }
@@ -124,18 +123,14 @@ impl Fields {
         name: &'static str,
         choices: &[(&'static str, T)],
     ) -> Result<Option<T>, Rejected> {
-        let value = match self.get(name) {
+        let value = match self.members.get(name) {
             None | Some(Value::Null) => return Ok(None),
             Some(value) => value,
         };
-        let error = match text_of(value) {
-            Err(FieldError::NotUnicode) => FieldError::NotUnicode,
-            text => match choices.iter().find(|(word, _)| text == Ok(*word)) {
-                Some((_, meaning)) => return Ok(Some(*meaning)),
-                None => FieldError::NotAmong(list(choices)),
-            },
-        };
-        Err(self.refuse(name, error))
+        match choices.iter().find(|(word, _)| value == word) {
+            Some((_, meaning)) => Ok(Some(*meaning)),
+            None => Err(self.refuse(name, FieldError::NotAmong(list(choices)))),
+        }
     }
 
     /// Builds the request, unless a field was refused: then all that were are in the error, in the order of reading.
@@ -146,25 +141,14 @@ impl Fields {
         }
     }
 
-    fn get(&self, name: &str) -> Option<&Value> {
-        self.members.iter().find(|(member, _)| member.as_str() == Some(name)).map(|(_, value)| value)
-    }
-
     fn refuse(&mut self, name: &'static str, error: FieldError) -> Rejected {
         let loc = Location::Field(name);
-        let problem = match self.get(name) {
+        let problem = match self.members.get(name) {
             Some(value) => error.at(loc, name, value.clone()),
             None => error.at(loc, "", Value::Object(self.members.clone())),
         };
         self.problems.push(problem);
         Rejected(())
-    }
-}
-
-fn text_of(value: &Value) -> Result<&str, FieldError> {
-    match value {
-        Value::String(text) => text.as_str().ok_or(FieldError::NotUnicode),
-        _ => Err(FieldError::NotString),
     }
 }
 

@@ -9,8 +9,7 @@
 use std::borrow::Cow;
 
 use serde::{Serialize, Serializer};
-
-use super::json::Value;
+use serde_json::Value;
 
 /// Stands where a password stood.
 const PLACEHOLDER: &str = "**********";
@@ -74,7 +73,7 @@ impl Problem {
     ) -> Self {
         match loc {
             Location::Body => conceal_all(&mut input),
-            _ => conceal_member(name.as_bytes(), &mut input),
+            _ => conceal_member(name, &mut input),
         }
         Self { kind, loc, msg: msg.into(), input, ctx }
     }
@@ -93,7 +92,7 @@ fn conceal_all(body: &mut Value) {
 /// Replaces the passwords in a value.
 fn conceal(value: &mut Value) {
     match value {
-        Value::String(text) if is_on_password(text.as_bytes()) => *value = placeholder(),
+        Value::String(text) if is_on_password(text) => *value = placeholder(),
         Value::Array(items) => {
             for item in items {
                 conceal(item);
@@ -101,7 +100,7 @@ fn conceal(value: &mut Value) {
         }
         Value::Object(members) => {
             for (name, value) in members {
-                conceal_member(name.as_bytes(), value);
+                conceal_member(name, value);
             }
         }
         _ => {}
@@ -109,7 +108,7 @@ fn conceal(value: &mut Value) {
 }
 
 /// Replaces the passwords in the value of a member, which may be one itself. That a password is null is no secret.
-fn conceal_member(name: &[u8], value: &mut Value) {
+fn conceal_member(name: &str, value: &mut Value) {
     if !is_on_password(name) {
         conceal(value);
     } else if !matches!(value, Value::Null) {
@@ -124,14 +123,13 @@ fn placeholder() -> Value {
 /// Whether any text in a value, names of members aside, mentions a password.
 fn has_text_on_password(value: &Value) -> bool {
     match value {
-        Value::String(text) => is_on_password(text.as_bytes()),
+        Value::String(text) => is_on_password(text),
         Value::Array(items) => items.iter().any(has_text_on_password),
-        Value::Object(members) => members.iter().any(|(_, value)| has_text_on_password(value)),
+        Value::Object(members) => members.values().any(has_text_on_password),
         _ => false,
     }
 }
 
-fn is_on_password(text: &[u8]) -> bool {
-    const WORD: &[u8] = b"password";
-    text.windows(WORD.len()).any(|window| window.eq_ignore_ascii_case(WORD))
+fn is_on_password(text: &str) -> bool {
+    text.to_ascii_lowercase().contains("password")
 }

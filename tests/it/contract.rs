@@ -110,7 +110,7 @@ impl Case {
             "" => Seen::Empty,
             "same shape" => Seen::Users,
             tokens if tokens.contains("<jwt>") => Seen::TokenPair,
-            json => Seen::Json(serde_json::from_str(&expand(json)).unwrap()),
+            json => Seen::Json(numbers(serde_json::from_str(&expand(json)).unwrap())),
         };
         Expected { status: *status, allow: headers.get("allow").cloned(), body }
     }
@@ -133,10 +133,21 @@ impl Case {
                 Seen::TokenPair
             }
             _ if answer.body.is_empty() => Seen::Empty,
-            (_, Some(json)) => Seen::Json(json),
+            (_, Some(json)) => Seen::Json(numbers(json)),
             _ => Seen::Other,
         };
         Expected { status: answer.status.as_u16(), allow: answer.header("allow").map(str::to_owned), body }
+    }
+}
+
+/// One spelling for each number: `1e-07` is `1e-7`, and `-0` is `0`. Integers keep all their digits.
+fn numbers(json: Value) -> Value {
+    match json {
+        Value::Number(number) if number.as_str().contains(['.', 'e']) => json!(number.as_f64().unwrap()),
+        Value::Number(number) if number.as_str() == "-0" => json!(0),
+        Value::Array(items) => items.into_iter().map(numbers).collect(),
+        Value::Object(members) => members.into_iter().map(|(name, value)| (name, numbers(value))).collect(),
+        other => other,
     }
 }
 
@@ -298,7 +309,8 @@ async fn every_recorded_answer_is_given_or_differs_by_a_rule(pool: PgPool) {
             assert!(!direct.status.is_redirection() && direct.status != 404, "{case:?}");
         }
         let seen = Case::seen(&answer, &expected);
-        if seen != expected {
+        // Bodies are compared once more as text, for the order of their members.
+        if seen != expected || format!("{:?}", seen.body) != format!("{:?}", expected.body) {
             wrong.push(format!("{} {}:\n  {seen:?}\n  where {expected:?} is expected", case.group, case.name));
         }
     }

@@ -13,7 +13,6 @@ use axum::http::{HeaderMap, Method, Request, StatusCode, header};
 use chrono::{NaiveDateTime, TimeDelta};
 use clap::Parser;
 use http_body_util::BodyExt;
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use sqlx::PgPool;
@@ -386,7 +385,7 @@ pub(crate) fn claims(token: &str) -> Value {
 
 /// The claims of a token as they were written.
 pub(crate) fn payload(token: &str) -> String {
-    jsonwebtoken::dangerous::insecure_decode::<Box<RawValue>>(token).unwrap().claims.get().to_owned()
+    jsonwebtoken::dangerous::insecure_decode::<Value>(token).unwrap().claims.to_string()
 }
 
 /// Signs any claims as the service would.
