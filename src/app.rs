@@ -5,13 +5,16 @@ use std::sync::Arc;
 use sqlx::PgPool;
 
 use crate::clock::Clock;
+use crate::coalesce::Coalescer;
 use crate::config::{Config, DatabaseSettings};
 use crate::db;
 use crate::db::batch::Batcher;
-use crate::db::refresh_tokens::Rotation;
-use crate::db::sessions::NewSession;
+use crate::db::refresh_tokens::{Exchange, Rotation};
+use crate::db::sessions::{NewSession, OpenedSession};
+use crate::db::unanswered::Unanswered;
 use crate::db::users::Lookup;
-use crate::domain::tokens::TokenKeys;
+use crate::domain::tokens::{TokenHash, TokenKeys, TokenPair};
+use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::passwords::hasher::{Hasher, HasherMetrics};
 use crate::passwords::pool::PoolMetrics;
@@ -25,6 +28,9 @@ const LOGIN_WORKERS: u32 = 4;
 /// Connections for refreshes, and batches of them in the database at once: two keep it busy.
 pub const REFRESH_CONNECTIONS: u32 = 2;
 
+/// The outcome of a refresh, as the metrics name it, and the answer.
+type Decided = (&'static str, Result<TokenPair, Error>);
+
 /// What an [`App`] is made of.
 #[derive(Debug)]
 pub struct Parts {
@@ -35,6 +41,11 @@ pub struct Parts {
     pub account_lookups: Batcher<Lookup>,
     pub session_inserts: Batcher<NewSession>,
     pub token_rotations: Batcher<Rotation>,
+    /// Refreshes that are being decided, by the token.
+    pub refreshes: Coalescer<TokenHash, Decided>,
+    // What clients were not told of.
+    pub unanswered_refreshes: Unanswered<Exchange>,
+    pub unanswered_logins: Unanswered<OpenedSession>,
     pub tokens: TokenKeys,
     pub hasher: Hasher,
     pub metrics: Metrics,
@@ -63,14 +74,14 @@ impl App {
         let database = &config.database.postgres_dsn.options;
         let db = db::pool(database, config.database.database_max_connections);
         let refresh_pool = db::refresh_pool(database, REFRESH_CONNECTIONS);
-        Self::with_pools(config, clock, db, refresh_pool)
+        Self::with_pools(config, clock, db, &refresh_pool)
     }
 
     /// As [`App::new`], on pools that exist.
     ///
     /// # Errors
     /// When the system gives no threads for hashing.
-    pub fn with_pools(config: Config, clock: Clock, db: PgPool, refresh_pool: PgPool) -> std::io::Result<Self> {
+    pub fn with_pools(config: Config, clock: Clock, db: PgPool, refresh_pool: &PgPool) -> std::io::Result<Self> {
         let metrics = Metrics::new();
         let hasher = Hasher::start(
             config.password.hasher(),
@@ -83,13 +94,16 @@ impl App {
         let tokens =
             TokenKeys::new(config.jwt_algorithm, &config.jwt_secret, &config.jwt_secret_previous, config.lifetimes());
         let max_batch = config.batch_size;
-        let account_lookups = Batcher::start(db.clone(), LOGIN_WORKERS, max_batch);
-        let session_inserts = Batcher::start(db.clone(), LOGIN_WORKERS, max_batch);
+        let account_lookups = Batcher::start(&db, LOGIN_WORKERS, max_batch);
+        let session_inserts = Batcher::start(&db, LOGIN_WORKERS, max_batch);
         let workers = refresh_pool.options().get_max_connections();
         let token_rotations = Batcher::start(refresh_pool, workers, max_batch);
         Ok(Self(Arc::new(Parts {
             config,
             clock,
+            refreshes: Coalescer::default(),
+            unanswered_refreshes: Unanswered::new(db.clone()),
+            unanswered_logins: Unanswered::new(db.clone()),
             db,
             account_lookups,
             session_inserts,

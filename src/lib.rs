@@ -3,9 +3,9 @@
 //! ```text
 //! main -> cli -> config, app, http, service, domain, telemetry
 //! http -> service, app, domain, error        service -> app, db, passwords, domain, error
-//! app  -> config, clock, domain, db, passwords, metrics
+//! app  -> config, clock, coalesce, domain, error, db, passwords, metrics
 //! config -> passwords, domain                db, passwords -> domain
-//! clock, domain, error, metrics, telemetry -> nothing above them
+//! clock, coalesce, domain, error, metrics, telemetry -> nothing above them
 //! ```
 //!
 //! - [`http`] alone knows axum, [`db`] alone knows SQL, [`domain`] alone knows cryptography, [`config`] alone reads the
@@ -16,6 +16,7 @@
 pub mod app;
 pub mod cli;
 pub mod clock;
+pub mod coalesce;
 pub mod config;
 pub mod db;
 pub mod domain;

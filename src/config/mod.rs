@@ -11,6 +11,6 @@ mod settings;
 pub use dsn::Dsn;
 pub use given::{ConfigError, Given, Settings, without_byte_order_mark};
 pub use settings::{
-    Config, CorsOrigins, DatabaseSettings, Environment, GraceAnswer, HistorySettings, ListenSettings, LogFormat,
-    PasswordSettings, UsersListAccess,
+    Config, CorsOrigins, DatabaseSettings, Environment, HistorySettings, ListenSettings, LogFormat, PasswordSettings,
+    UsersListAccess,
 };

@@ -148,14 +148,10 @@ pub struct Config {
     #[arg(env = "REFRESH_TOKEN_EXPIRES_DAYS", default_value = "30", value_name = "DAYS", help_heading = "Tokens",
         value_parser = whole(1..=3650).map(TimeDelta::days))]
     refresh_token_lifetime: TimeDelta,
-    /// How long a used refresh token passes for its owner's own retry
-    #[arg(env = "REFRESH_GRACE_SECONDS", default_value = "10", value_name = "SECONDS", help_heading = "Tokens",
+    /// How long after its use a refresh token still gets its successor
+    #[arg(env = "REFRESH_GRACE_SECONDS", default_value = "0", value_name = "SECONDS", help_heading = "Tokens",
         value_parser = whole(0..=300).map(TimeDelta::seconds))]
     pub refresh_grace: TimeDelta,
-    /// What such a retry gets: reject (401) or replay (the same successor again)
-    #[arg(env, default_value = "reject", value_name = "ANSWER", help_heading = "Tokens",
-        value_parser = word(&[("reject", GraceAnswer::Reject), ("replay", GraceAnswer::Replay)]))]
-    pub refresh_grace_answer: GraceAnswer,
     /// Refreshes, or logins, committed together at most; 1 turns batching off
     #[arg(env, alias = "refresh_batch_size", default_value = "128", value_name = "COUNT", help_heading = "Tokens",
         value_parser = whole(1..=1024_usize))]
@@ -185,7 +181,7 @@ pub struct Config {
 }
 
 /// Variables of former versions, which mean nothing any more.
-const REMOVED: [&str; 2] = ["JWT_LEEWAY_SECONDS", "REFRESH_CONNECTIONS"];
+const REMOVED: [&str; 3] = ["JWT_LEEWAY_SECONDS", "REFRESH_CONNECTIONS", "REFRESH_GRACE_ANSWER"];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Environment {
@@ -207,13 +203,6 @@ pub enum LogFormat {
 pub enum CorsOrigins {
     Any,
     List(Vec<String>),
-}
-
-/// What a retry with a just used token gets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GraceAnswer {
-    Reject,
-    Replay,
 }
 
 /// Who may list the users.

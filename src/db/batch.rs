@@ -6,13 +6,18 @@
 //! database busy.
 //!
 //! Why this is sound:
-//! - **Durability.** No call is answered before its commit. If the connection breaks, nobody knows whether the commit
-//!   was reached, and every caller of the batch gets an error (503).
+//! - **Durability.** No call is answered before its commit.
 //! - **Isolation.** Each row is decided by the conditions of the statement; the outcome of a call depends on no other
 //!   call in the batch. Two equal calls are decided as if the second had come a moment later.
-//! - **Failure.** A statement that the database refuses as a whole (one bad row, one row that stays locked) has changed
-//!   nothing; its calls are then sent one by one, so that only the bad one fails. Once the database itself fails, the
-//!   remaining calls fail with it, and nothing is sent for callers that have gone away.
+//! - **A refusal** of a statement as a whole (one bad row, one row that stays locked) has changed nothing; its calls are
+//!   then sent one by one, so that only the bad one fails.
+//! - **A lost connection** leaves its batch in doubt: nobody knows whether the commit was reached. The same calls are
+//!   sent again on another connection while their callers wait, in a task of their own that holds up no other batch.
+//!   [`BatchedCall`] demands that this does no work twice. What callers learn is true whether the first attempt never
+//!   arrived, was rolled back, was committed, or still waits for a lock in a server process that nobody listens to: in
+//!   that last case the two attempts meet at a row, and the second to lock it finds the work done. The attempts end when
+//!   no caller waits any more; what then becomes of the work is for `db::unanswered` to settle.
+//! - **An unreachable database** fails the calls of which nothing was sent, after seconds.
 //! - **Deadlocks.** Every batch locks its rows in one order. A deadlock with other statements, such as the deletion of a
 //!   user, is resolved by the server, and the calls are then sent one by one as above.
 //! - **Fairness and back-pressure.** The channel is first come, first served. When it is full, callers are refused. A
@@ -22,9 +27,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use sqlx::{PgConnection, PgPool};
+use sqlx::pool::PoolConnection;
+use sqlx::{PgConnection, PgPool, Postgres};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
+
+use super::certain;
 
 /// Calls that may wait; a few seconds' worth.
 const QUEUE_DEPTH: usize = 8192;
@@ -38,12 +46,19 @@ const COLLECT_TIMEOUT: Duration = Duration::from_millis(20);
 /// A connection that has not answered for so long is closed; the server gives a statement up earlier.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// The pause before calls are sent again whose connection was lost.
+const RESEND_PAUSE: Duration = Duration::from_millis(50);
+
 /// A call that can be executed together with others of its kind.
 pub trait BatchedCall: Send + Sync + 'static {
     type Answer: Send;
 
     /// Executes all calls in one statement with one commit, each decided for itself. Answers are in the order of the
     /// calls.
+    ///
+    /// It may be executed again with the same calls, if its connection was lost, and then must not do the work twice: a
+    /// call that finds its own work done answers as it would have answered the first time. Each call therefore brings
+    /// a key of its own, chosen at random, that tells its work from that of others.
     fn execute(
         connection: &mut PgConnection,
         calls: &[&Self],
@@ -56,15 +71,12 @@ pub enum BatchError {
     /// More calls wait than the database can answer in a reasonable time.
     #[error("too many calls are waiting")]
     Full,
-    /// The database failed; shared by all calls of the batch.
+    /// The database could not be reached or has refused, and nothing was done; shared by all calls of the batch.
     #[error(transparent)]
     Database(Arc<sqlx::Error>),
-}
-
-impl From<sqlx::Error> for BatchError {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Database(Arc::new(error))
-    }
+    /// The same, but a connection had been lost before, and the call may have been executed on that one.
+    #[error(transparent)]
+    InDoubt(Arc<sqlx::Error>),
 }
 
 /// One column of the calls, as an array for a statement.
@@ -88,37 +100,30 @@ impl<C: BatchedCall> Submitted<C> {
 #[derive(Debug)]
 pub struct Batcher<C: BatchedCall> {
     calls: mpsc::Sender<Submitted<C>>,
-    pool: PgPool,
-    max_batch: usize,
 }
 
 impl<C: BatchedCall> Batcher<C> {
     /// Starts the workers on the current runtime; each takes a connection of the pool for each batch. A batch has at
-    /// most `max_batch` calls; 1 turns batching off.
+    /// most `max_batch` calls.
     #[must_use]
-    pub fn start(pool: PgPool, workers: u32, max_batch: usize) -> Self {
+    pub fn start(pool: &PgPool, workers: u32, max_batch: usize) -> Self {
         let (calls, waiting) = mpsc::channel(QUEUE_DEPTH);
         let collector = Mutex::new(Collector { calls: waiting, last: 0 });
         let shared = Arc::new(Shared { collector, in_flight: AtomicUsize::new(0), batch_finished: Notify::new() });
-        if max_batch > 1 {
-            for _ in 0..workers {
-                tokio::spawn(work(pool.clone(), Arc::clone(&shared), max_batch));
-            }
+        for _ in 0..workers {
+            tokio::spawn(work(pool.clone(), Arc::clone(&shared), max_batch));
         }
-        Self { calls, pool, max_batch }
+        Self { calls }
     }
 
     /// Has a call executed, in one batch with those that come at the same time.
     pub async fn submit(&self, call: C) -> Result<C::Answer, BatchError> {
-        if self.max_batch <= 1 {
-            return execute_one(&self.pool, &call).await;
-        }
         let (caller, answer) = oneshot::channel();
         self.calls.try_send(Submitted { call, caller }).map_err(|error| match error {
             TrySendError::Full(_) => BatchError::Full,
-            TrySendError::Closed(_) => sqlx::Error::WorkerCrashed.into(),
+            TrySendError::Closed(_) => BatchError::Database(Arc::new(sqlx::Error::WorkerCrashed)),
         })?;
-        answer.await.unwrap_or_else(|_| Err(sqlx::Error::WorkerCrashed.into()))
+        answer.await.unwrap_or_else(|_| Err(BatchError::InDoubt(Arc::new(sqlx::Error::WorkerCrashed))))
     }
 }
 
@@ -205,78 +210,114 @@ impl<C: BatchedCall> Drop for InFlight<'_, C> {
 
 async fn work<C: BatchedCall>(pool: PgPool, shared: Arc<Shared<C>>, max_batch: usize) {
     loop {
-        let mut batch = shared.collect(max_batch).await;
-        if batch.is_empty() {
+        let mut batch = Batch { calls: shared.collect(max_batch).await, in_doubt: false };
+        if batch.calls.is_empty() {
             return;
         }
         let _in_flight = InFlight(&shared);
-        batch.retain(|submitted| !submitted.caller.is_closed());
-        execute(&pool, batch).await;
-    }
-}
-
-/// Executes a batch and answers every call in it.
-async fn execute<C: BatchedCall>(pool: &PgPool, batch: Vec<Submitted<C>>) {
-    if batch.is_empty() {
-        return;
-    }
-    let calls: Vec<&C> = batch.iter().map(|submitted| &submitted.call).collect();
-    match send(pool, &calls).await {
-        Ok(answers) => {
-            for (submitted, answer) in batch.into_iter().zip(answers) {
-                submitted.answer(Ok(answer));
-            }
-        }
-        Err(error) if is_refusal(&error) && batch.len() > 1 => {
-            tracing::warn!(error = &error as &dyn std::error::Error, calls = batch.len(), "batch split");
-            execute_one_by_one(pool, batch).await;
-        }
-        Err(error) => {
-            let error = BatchError::from(error);
-            for submitted in batch {
-                submitted.answer(Err(error.clone()));
-            }
-        }
-    }
-}
-
-async fn execute_one_by_one<C: BatchedCall>(pool: &PgPool, batch: Vec<Submitted<C>>) {
-    let mut database_gone = None;
-    for submitted in batch {
-        if submitted.caller.is_closed() {
+        if !batch.drop_abandoned() {
             continue;
         }
-        let answer = match &database_gone {
-            Some(error) => Err(BatchError::clone(error)),
-            None => execute_one(pool, &submitted.call).await,
-        };
-        if let Err(BatchError::Database(error)) = &answer
-            && !is_refusal(error)
-        {
-            database_gone = Some(BatchError::Database(Arc::clone(error)));
+        match certain::acquire(&pool).await {
+            Ok(connection) => {
+                if let Err(error) = batch.execute_on(connection).await {
+                    let calls = batch.calls.len();
+                    tracing::warn!(error = &error as &dyn std::error::Error, calls, "connection lost under a batch");
+                    tokio::spawn(batch.execute_until_known(pool.clone()));
+                }
+            }
+            Err(error) => batch.fail(error),
         }
-        submitted.answer(answer);
     }
 }
 
-/// Whether the server took the statement and refused it, so that nothing has changed. When it is going down (class 57P)
-/// it says so at any moment, perhaps after the commit.
-fn is_refusal(error: &sqlx::Error) -> bool {
-    let going_down = |code: &str| code.starts_with("57P");
-    error.as_database_error().is_some_and(|error| !error.code().as_deref().is_some_and(going_down))
+/// Calls that were collected and are not answered yet.
+struct Batch<C: BatchedCall> {
+    calls: Vec<Submitted<C>>,
+    /// Whether a connection was lost under them.
+    in_doubt: bool,
 }
 
-async fn execute_one<C: BatchedCall>(pool: &PgPool, call: &C) -> Result<C::Answer, BatchError> {
-    Ok(send(pool, &[call]).await?.pop().expect("BUG: there is an answer to every call"))
-}
+impl<C: BatchedCall> Batch<C> {
+    /// Drops the calls of callers that have gone away. False if none is left.
+    fn drop_abandoned(&mut self) -> bool {
+        self.calls.retain(|submitted| !submitted.caller.is_closed());
+        !self.calls.is_empty()
+    }
 
-async fn send<C: BatchedCall>(pool: &PgPool, calls: &[&C]) -> sqlx::Result<Vec<C::Answer>> {
-    let mut connection = pool.acquire().await?;
-    match tokio::time::timeout(STATEMENT_TIMEOUT, C::execute(&mut connection, calls)).await {
-        Ok(answers) => answers,
-        Err(_elapsed) => {
+    /// Executes and answers the calls. If the connection is lost, those that have no answer yet are left, in doubt.
+    async fn execute_on(&mut self, mut connection: PoolConnection<Postgres>) -> sqlx::Result<()> {
+        let outcome = self.execute(&mut connection).await;
+        if outcome.is_err() {
+            self.in_doubt = true;
             connection.close_on_drop();
-            Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into())
         }
+        outcome
+    }
+
+    async fn execute(&mut self, connection: &mut PgConnection) -> sqlx::Result<()> {
+        match run(connection, &self.calls).await {
+            Ok(answers) => {
+                for (submitted, answer) in self.calls.drain(..).zip(answers) {
+                    submitted.answer(Ok(answer));
+                }
+            }
+            Err(error) if certain::is_lost(&error) => return Err(error),
+            Err(error) if self.calls.len() > 1 => {
+                tracing::warn!(error = &error as &dyn std::error::Error, calls = self.calls.len(), "batch split");
+                return self.execute_one_by_one(connection).await;
+            }
+            Err(error) => self.fail(error),
+        }
+        Ok(())
+    }
+
+    async fn execute_one_by_one(&mut self, connection: &mut PgConnection) -> sqlx::Result<()> {
+        let mut rest = std::mem::take(&mut self.calls).into_iter();
+        while let Some(submitted) = rest.next() {
+            let mut single = Self { calls: vec![submitted], in_doubt: self.in_doubt };
+            if single.drop_abandoned()
+                && let Err(error) = Box::pin(single.execute(connection)).await
+            {
+                self.calls = single.calls;
+                self.calls.extend(rest);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Executes the calls again and again, until it is known what became of them or nobody waits any more.
+    async fn execute_until_known(mut self, pool: PgPool) {
+        while self.drop_abandoned() {
+            tokio::time::sleep(RESEND_PAUSE).await;
+            let outcome = match certain::acquire(&pool).await {
+                Ok(connection) => self.execute_on(connection).await,
+                Err(error @ sqlx::Error::PoolClosed) => return self.fail(error),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = outcome {
+                tracing::debug!(error = &error as &dyn std::error::Error, calls = self.calls.len(), "still in doubt");
+            }
+        }
+    }
+
+    fn fail(&mut self, error: sqlx::Error) {
+        let error = Arc::new(error);
+        let error = if self.in_doubt { BatchError::InDoubt(error) } else { BatchError::Database(error) };
+        for submitted in self.calls.drain(..) {
+            submitted.answer(Err(error.clone()));
+        }
+    }
+}
+
+async fn run<C: BatchedCall>(
+    connection: &mut PgConnection,
+    submitted: &[Submitted<C>],
+) -> sqlx::Result<Vec<C::Answer>> {
+    let calls: Vec<&C> = submitted.iter().map(|submitted| &submitted.call).collect();
+    match tokio::time::timeout(STATEMENT_TIMEOUT, C::execute(connection, &calls)).await {
+        Ok(answers) => answers,
+        Err(_elapsed) => Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()),
     }
 }

@@ -45,11 +45,11 @@ pub async fn delete_expired_tokens(
             FOR UPDATE SKIP LOCKED
         ), deleted AS (
             DELETE FROM refresh_tokens WHERE id IN (SELECT id FROM doomed)
-            RETURNING session_id, used_at, expires_at
+            RETURNING session_id, successor_jti, expires_at
         ), ended AS (
             UPDATE sessions SET ended_at = deleted.expires_at, end_reason = 'expired'
             FROM deleted
-            WHERE sessions.id = deleted.session_id AND deleted.used_at IS NULL AND sessions.ended_at IS NULL
+            WHERE sessions.id = deleted.session_id AND deleted.successor_jti IS NULL AND sessions.ended_at IS NULL
         )
         SELECT
             coalesce((SELECT max(id) FROM step), $1) AS "last_id!",

@@ -4,11 +4,13 @@
 //! anything that a statement could decide.
 
 pub mod batch;
+pub mod certain;
 pub mod cleanup;
 pub mod refresh_tokens;
 pub mod schema;
 pub mod sessions;
 pub mod throttle;
+pub mod unanswered;
 pub mod users;
 
 use std::time::Duration;

@@ -3,11 +3,14 @@
 //! [`Rotation`] is executed in one statement, many at once; [`classify_refused`] only reads, afterwards, what a
 //! refused token was: everything it reports (used, revoked, expired, ended) can never become untrue again.
 
+use std::sync::Arc;
+
 use chrono::{DateTime, Utc};
 use ipnet::IpNet;
 use sqlx::{PgConnection, PgExecutor};
 
 use super::batch::{BatchedCall, column};
+use super::unanswered::Settle;
 use crate::domain::client::ClientInfo;
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::role::Role;
@@ -28,19 +31,26 @@ pub struct Rotation {
     pub now: DateTime<Utc>,
 }
 
-/// A token was exchanged: what the new access token has to say.
+/// What became of a [`Rotation`].
 #[derive(Clone, Debug)]
-pub struct Rotated {
-    pub user_id: UserId,
-    pub role: Role,
+pub enum Decision {
+    /// The token was exchanged for this successor, in this attempt or in an earlier one. The new access token gets this
+    /// role.
+    Rotated(Role),
+    /// It was not; [`classify_refused`] tells why.
+    Refused {
+        /// Whether the token was unused when the statement began: another request was being decided at that moment.
+        overlapped: bool,
+    },
 }
 
 impl BatchedCall for Rotation {
-    /// `None` where the token was refused.
-    type Answer = Option<Rotated>;
+    type Answer = Decision;
 
-    /// A token that several calls bring goes in once, for the first of them; the others find it used, exactly as if
-    /// they had come a moment later. Rows are locked in the order of their `jti`, by every batch of every replica.
+    /// A token that several calls bring goes in once, for the first of them; the others find it used while they were
+    /// executed. Rows are locked in the order of their `jti`, by every batch of every replica.
+    ///
+    /// The key of a rotation is `next_jti`: a token whose successor it is was exchanged by an earlier attempt.
     async fn execute(connection: &mut PgConnection, calls: &[&Self]) -> sqlx::Result<Vec<Self::Answer>> {
         let token = |&index: &usize| (calls[index].presented.jti.as_str(), calls[index].presented.hash.as_str());
         let mut firsts: Vec<usize> = (0..calls.len()).collect();
@@ -48,7 +58,7 @@ impl BatchedCall for Rotation {
         firsts.sort_by(|a, b| token(a).cmp(&token(b)));
         firsts.dedup_by(|a, b| token(a) == token(b));
         let rotations: Vec<&Self> = firsts.iter().map(|&index| calls[index]).collect();
-        let mut answers = vec![None; calls.len()];
+        let mut answers = vec![Decision::Refused { overlapped: true }; calls.len()];
         for (index, answer) in firsts.into_iter().zip(rotate(connection, &rotations).await?) {
             answers[index] = answer;
         }
@@ -57,11 +67,12 @@ impl BatchedCall for Rotation {
 }
 
 /// Exchanges tokens that are unused, unexpired, their user's own and of a living session for their successors, all in
-/// one statement and one commit. The answer has an entry for each rotation, `None` where the token was refused.
+/// one statement and one commit.
 ///
 /// The rotations are sorted by `jti` and hold none twice. A row locked by somebody else is waited for and then looked at
-/// anew, so of two that present one token exactly one succeeds.
-async fn rotate(connection: &mut PgConnection, rotations: &[&Rotation]) -> sqlx::Result<Vec<Option<Rotated>>> {
+/// anew, so of two that present one token exactly one succeeds. The second half of the last part runs only where a
+/// token was refused; it sees the rows as they were when the statement began.
+async fn rotate(connection: &mut PgConnection, rotations: &[&Rotation]) -> sqlx::Result<Vec<Decision>> {
     let rows = sqlx::query!(
         r#"
         WITH presented AS (
@@ -96,7 +107,18 @@ async fn rotate(connection: &mut PgConnection, rotations: &[&Rotation]) -> sqlx:
             INSERT INTO refresh_tokens (user_id, jti, token_hash, expires_at, revoked, created_at, session_id)
             SELECT user_id, next_jti, next_hash, next_expires_at, false, now, session_id FROM rotated
         )
-        SELECT position AS "position!", user_id AS "user_id!: UserId", role AS "role!: Role" FROM rotated
+        SELECT position AS "position!", role AS "role?: Role", false AS "overlapped!" FROM rotated
+        UNION ALL
+        SELECT
+            presented.position,
+            CASE WHEN token.successor_jti = presented.next_jti THEN owner.role END,
+            NOT token.revoked
+        FROM unnest($1::text[], $2::text[], $6::text[])
+            WITH ORDINALITY AS presented (jti, token_hash, next_jti, position)
+        JOIN refresh_tokens AS token ON token.jti = presented.jti AND token.token_hash = presented.token_hash
+        JOIN users AS owner ON owner.id = token.user_id
+        WHERE (SELECT count(*) FROM rotated) < cardinality($1)
+          AND presented.position NOT IN (SELECT position FROM rotated)
         "#,
         column(rotations, |rotation| rotation.presented.jti.as_str()) as _,
         column(rotations, |rotation| rotation.presented.hash.as_str()) as _,
@@ -112,12 +134,14 @@ async fn rotate(connection: &mut PgConnection, rotations: &[&Rotation]) -> sqlx:
     )
     .fetch_all(connection)
     .await?;
-    let mut answers = vec![None; rotations.len()];
+    let mut answers = vec![Decision::Refused { overlapped: false }; rotations.len()];
     for row in rows {
         // `WITH ORDINALITY` counts from one.
         let answer = usize::try_from(row.position - 1).ok().and_then(|index| answers.get_mut(index));
-        *answer.expect("BUG: the statement numbers the rotations it was given") =
-            Some(Rotated { user_id: row.user_id, role: row.role });
+        *answer.expect("BUG: the statement numbers the rotations it was given") = match row.role {
+            Some(role) => Decision::Rotated(role),
+            None => Decision::Refused { overlapped: row.overlapped },
+        };
     }
     Ok(answers)
 }
@@ -139,7 +163,8 @@ pub enum TokenState {
 /// A token that was exchanged before, in a session that lives.
 #[derive(Debug)]
 pub struct Used {
-    pub used_at: DateTime<Utc>,
+    /// `None` if nobody was told of the exchange ([`Exchange`]).
+    pub used_at: Option<DateTime<Utc>>,
     pub session_id: SessionId,
     pub user_id: UserId,
     pub role: Role,
@@ -152,6 +177,7 @@ pub struct Successor {
     pub jti: Jti,
     pub token_hash: TokenHash,
     pub expires_at: DateTime<Utc>,
+    pub used_at: Option<DateTime<Utc>>,
 }
 
 /// Says why a [`Rotation`] was refused.
@@ -169,14 +195,18 @@ pub async fn classify_refused(
             token.used_at,
             token.session_id AS "session_id: SessionId",
             session.end_reason AS "end_reason?",
+            token.successor_jti AS "exchanged_for: Jti",
             successor.jti AS "successor_jti?: Jti",
             successor.token_hash AS "successor_hash?: TokenHash",
-            successor.expires_at AS "successor_expires_at?"
+            successor.expires_at AS "successor_expires_at?",
+            successor.used_at AS "successor_used_at?"
         FROM (SELECT) AS always
         LEFT JOIN refresh_tokens AS token ON token.jti = $1 AND token.token_hash = $2
         LEFT JOIN users AS owner ON owner.id = token.user_id AND owner.email = $3
         LEFT JOIN sessions AS session ON session.id = coalesce(token.session_id, $4)
         LEFT JOIN refresh_tokens AS successor ON successor.jti = token.successor_jti
+            -- One that was revoked without having been exchanged is worth nothing.
+            AND (NOT successor.revoked OR successor.successor_jti IS NOT NULL)
         "#,
         presented.jti.as_str(),
         presented.hash.as_str(),
@@ -194,14 +224,57 @@ pub async fn classify_refused(
     if expires_at.and_utc() <= now {
         return Ok(TokenState::Expired);
     }
-    let (Some(used_at), Some(session_id)) = (row.used_at, row.session_id) else { return Ok(TokenState::Revoked) };
+    let (Some(_), Some(session_id)) = (row.exchanged_for, row.session_id) else { return Ok(TokenState::Revoked) };
     let successor = match (row.successor_jti, row.successor_hash, row.successor_expires_at) {
-        (Some(jti), Some(token_hash), Some(expires_at)) => {
-            Some(Successor { jti, token_hash, expires_at: expires_at.and_utc() })
-        }
+        (Some(jti), Some(token_hash), Some(expires_at)) => Some(Successor {
+            jti,
+            token_hash,
+            expires_at: expires_at.and_utc(),
+            used_at: row.successor_used_at.map(|at| at.and_utc()),
+        }),
         _ => None,
     };
-    Ok(TokenState::Used(Box::new(Used { used_at: used_at.and_utc(), session_id, user_id, role, successor })))
+    let used_at = row.used_at.map(|at| at.and_utc());
+    Ok(TokenState::Used(Box::new(Used { used_at, session_id, user_id, role, successor })))
+}
+
+/// The exchange of a token, by its key, whose client was not told of it.
+///
+/// Nobody holds the successor, and nobody must lose the session: the token gives its successor to whoever presents it,
+/// until the successor is used. From then on it counts as used, as if that had been the time of the exchange. The row
+/// says so by having a successor and no `used_at`. (For the Python service it is revoked.)
+///
+/// Nothing is deleted: a client that has the successor after all, from another replica or within the grace, keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exchange {
+    pub presented: Jti,
+    pub next: Jti,
+}
+
+impl Settle for Exchange {
+    const WHAT: &str = "refreshes";
+
+    async fn settle(connection: &mut PgConnection, exchanges: &[Arc<Self>]) -> sqlx::Result<()> {
+        let presented: Vec<_> = exchanges.iter().map(|exchange| exchange.presented.as_str()).collect();
+        let next: Vec<_> = exchanges.iter().map(|exchange| exchange.next.as_str()).collect();
+        sqlx::query!(
+            r"
+            WITH untold AS (
+                SELECT token.id
+                FROM unnest($1::text[], $2::text[]) AS exchange (presented, next)
+                JOIN refresh_tokens AS token ON token.jti = exchange.presented AND token.successor_jti = exchange.next
+                WHERE token.used_at IS NOT NULL
+                FOR NO KEY UPDATE OF token SKIP LOCKED
+            )
+            UPDATE refresh_tokens SET used_at = NULL WHERE id IN (SELECT id FROM untold)
+            ",
+            presented as _,
+            next as _,
+        )
+        .execute(connection)
+        .await
+        .map(|_| ())
+    }
 }
 
 /// The user and session a token belongs to, whatever its state.
@@ -225,7 +298,7 @@ pub async fn owner(
         SELECT
             token.user_id AS "user_id: UserId",
             token.session_id AS "session_id: SessionId",
-            NOT token.revoked AND token.expires_at > $3
+            (NOT token.revoked OR (token.successor_jti IS NOT NULL AND token.used_at IS NULL)) AND token.expires_at > $3
                 AND (token.session_id IS NULL OR EXISTS (
                     SELECT FROM sessions WHERE sessions.id = token.session_id AND sessions.ended_at IS NULL
                 )) AS "current!"

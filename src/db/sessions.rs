@@ -8,8 +8,10 @@ use chrono::{DateTime, Utc};
 use ipnet::IpNet;
 use sqlx::{PgConnection, PgExecutor};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::batch::{BatchedCall, column};
+use super::unanswered::Settle;
 use crate::domain::client::ClientInfo;
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::password::PasswordHash;
@@ -63,6 +65,8 @@ impl BatchedCall for NewSession {
     /// The row of the user is locked against such a change until the commit, so that a password change that ends the
     /// user's sessions finds this one too. Users are locked in the order of their ids, though those whose hash is
     /// replaced apart from the others.
+    ///
+    /// The key of a call is the session's id: a session that exists was opened by an earlier attempt.
     async fn execute(connection: &mut PgConnection, calls: &[&Self]) -> sqlx::Result<Vec<bool>> {
         let mut sessions = calls.to_vec();
         sessions.sort_by_key(|session| session.user_id.0);
@@ -77,6 +81,8 @@ impl BatchedCall for NewSession {
                 ) AS asked (
                     id, user_id, verified, replacement, user_agent, ip, jti, token_hash, expires_at, now
                 )
+            ), known AS (
+                SELECT id FROM asked WHERE EXISTS (SELECT FROM sessions WHERE sessions.id = asked.id)
             ), rehashed AS (
                 UPDATE users SET password_hash = asked.replacement, updated_at = asked.now
                 FROM asked
@@ -89,7 +95,9 @@ impl BatchedCall for NewSession {
                 WHERE asked.replacement IS NULL
                 ORDER BY users.id FOR SHARE OF users
             ), admitted AS (
-                SELECT asked.* FROM asked WHERE id IN (SELECT id FROM rehashed UNION ALL SELECT id FROM unchanged)
+                SELECT asked.* FROM asked
+                WHERE id IN (SELECT id FROM rehashed UNION ALL SELECT id FROM unchanged)
+                  AND id NOT IN (SELECT id FROM known)
             ), opened AS (
                 INSERT INTO sessions (id, user_id, created_at, last_seen_at, user_agent, ip)
                 SELECT id, user_id, now, now, user_agent, ip FROM admitted
@@ -102,10 +110,12 @@ impl BatchedCall for NewSession {
                 ORDER BY key
                 ON CONFLICT ON CONSTRAINT auth_throttle_pkey
                 DO UPDATE SET tat = bucket.tat + (excluded.tat - timestamp 'epoch')
+            ), inserted AS (
+                INSERT INTO refresh_tokens (user_id, jti, token_hash, expires_at, revoked, created_at, session_id)
+                SELECT user_id, jti, token_hash, expires_at, false, now, id FROM admitted
+                RETURNING session_id
             )
-            INSERT INTO refresh_tokens (user_id, jti, token_hash, expires_at, revoked, created_at, session_id)
-            SELECT user_id, jti, token_hash, expires_at, false, now, id FROM admitted
-            RETURNING session_id AS "id!: SessionId"
+            SELECT session_id AS "id!: SessionId" FROM inserted UNION ALL SELECT id FROM known
             "#,
             &column(&sessions, |session| session.id.0),
             &column(&sessions, |session| session.user_id.0),
@@ -124,6 +134,36 @@ impl BatchedCall for NewSession {
         .fetch_all(connection)
         .await?;
         Ok(calls.iter().map(|session| opened.contains(&session.id)).collect())
+    }
+}
+
+/// A session by its id and its first token, whose client was not told of it: nobody can use it, so it goes.
+#[derive(Clone, Debug)]
+pub struct OpenedSession {
+    pub id: SessionId,
+    pub jti: Jti,
+}
+
+impl Settle for OpenedSession {
+    const WHAT: &str = "logins";
+
+    async fn settle(connection: &mut PgConnection, opened: &[Arc<Self>]) -> sqlx::Result<()> {
+        let ids: Vec<_> = opened.iter().map(|session| session.id.0).collect();
+        let jtis: Vec<_> = opened.iter().map(|session| session.jti.as_str()).collect();
+        sqlx::query!(
+            r"
+            WITH tokens AS (
+                DELETE FROM refresh_tokens WHERE jti = ANY ($2) AND session_id = ANY ($1) AND NOT revoked
+                RETURNING session_id
+            )
+            DELETE FROM sessions WHERE id IN (SELECT session_id FROM tokens)
+            ",
+            &ids,
+            jtis as _,
+        )
+        .execute(connection)
+        .await
+        .map(|_| ())
     }
 }
 

@@ -72,6 +72,13 @@ impl AccessToken {
     }
 }
 
+/// An access token, and the refresh token to get the next one with.
+#[derive(Clone, Debug)]
+pub struct TokenPair {
+    pub access: AccessToken,
+    pub refresh: RefreshToken,
+}
+
 /// SHA-256 of a refresh token in 64 hex digits: the only form that is stored.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, sqlx::Type)]
 #[sqlx(transparent)]

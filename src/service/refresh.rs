@@ -1,23 +1,26 @@
 //! Exchanging a refresh token (RFC 9700 §4.14.2, refresh token rotation).
 //!
 //! One statement decides whether a token is exchanged ([`crate::db::refresh_tokens::Rotation`]); what remains is to say
-//! why one was not. A token that was used a moment ago is its owner's own retry: the response was lost, or a second tab
-//! was faster. Depending on the configuration the retry is turned away or gets the identical successor, and the session
-//! lives either way. A token that was used longer ago has two holders, and nobody can tell which is the thief: the
-//! session ends.
+//! why one was not. Of requests that overlap, such as those of two tabs, one exchanges the token, and all get the
+//! identical successor. A token that comes back within the grace is its owner's own retry, and gets it too. For as long
+//! as an answer may be on its way it is merely refused. One that comes back later has two holders, and nobody can tell
+//! which is the thief: the session ends.
+//!
+//! Exactly once: where the connection to the database is lost, the rotation is executed again with the same successor
+//! (`db::batch`). If the client cannot be told in time, the token goes on giving its successor (`db::unanswered`,
+//! [`crate::db::refresh_tokens::Exchange`]). So a retry after a 503 is neither a 401 nor an alarm.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use super::audit::audit;
 use super::tokens::TokenPair;
 use crate::app::App;
-use crate::config::GraceAnswer;
 use crate::db;
 use crate::db::batch::BatchError;
-use crate::db::refresh_tokens::{Rotation, TokenState, Used};
+use crate::db::refresh_tokens::{Decision, Exchange, Rotation, TokenState, Used};
 use crate::db::sessions::Which;
 use crate::domain::client::ClientInfo;
 use crate::domain::ids::SessionId;
@@ -25,21 +28,32 @@ use crate::domain::session::EndReason;
 use crate::domain::tokens::{Jti, RefreshClaims};
 use crate::error::Error;
 
+/// The longest time that an answer may be on its way. A token that comes back later than this, after the grace, was
+/// not sent by a client that waits for its answer.
+const ANSWER_TIME: TimeDelta = TimeDelta::minutes(1);
+
 impl From<BatchError> for Error {
     fn from(error: BatchError) -> Self {
         match error {
             BatchError::Full => Self::Busy(Duration::from_secs(1)),
-            BatchError::Database(error) => Self::Database(error),
+            BatchError::Database(error) | BatchError::InDoubt(error) => Self::Database(error),
         }
     }
 }
 
+/// The name of [`Outcome::Overlapped`], also for those who wait for the same decision.
+const OVERLAPPED: &str = "overlapped";
+
 /// What became of a refresh.
 enum Outcome {
     Rotated(TokenPair),
-    /// The owner's own retry, answered with the identical successor.
+    /// Another request with the same token was being decided; both get the identical successor.
+    Overlapped(TokenPair),
+    /// The owner's own retry within the grace, answered with the identical successor.
     ReplayedAnswer(TokenPair),
-    /// The owner's own retry, turned away; the session lives.
+    /// The owner's own retry after an answer that the database's failure prevented: the successor was nobody's yet.
+    Recovered(TokenPair),
+    /// A retry soon after the answer or the grace, refused; the session lives.
     GraceRefused,
     /// A stolen token; the session has ended.
     ReplayDetected,
@@ -54,7 +68,9 @@ impl Outcome {
     fn label(&self) -> &'static str {
         match self {
             Self::Rotated(_) => "rotated",
+            Self::Overlapped(_) => OVERLAPPED,
             Self::ReplayedAnswer(_) => "replayed_answer",
+            Self::Recovered(_) => "recovered",
             Self::GraceRefused => "grace_refused",
             Self::ReplayDetected => "replay_detected",
             Self::Refused(_) => "refused",
@@ -64,7 +80,9 @@ impl Outcome {
 
     fn into_answer(self) -> Result<TokenPair, Error> {
         match self {
-            Self::Rotated(pair) | Self::ReplayedAnswer(pair) => Ok(pair),
+            Self::Rotated(pair) | Self::Overlapped(pair) | Self::ReplayedAnswer(pair) | Self::Recovered(pair) => {
+                Ok(pair)
+            }
             Self::GraceRefused => Err(Error::RefreshRefused(None)),
             Self::ReplayDetected => Err(Error::RefreshRefused(Some(EndReason::ReplayDetected))),
             Self::Refused(reason) => Err(Error::RefreshRefused(reason)),
@@ -77,44 +95,71 @@ impl Outcome {
 pub async fn refresh(app: &App, token: &str, client: ClientInfo) -> Result<TokenPair, Error> {
     let now = app.clock.now();
     let presented = app.tokens.verify_refresh(token, now).map_err(Error::RefreshToken)?;
-    let outcome = rotate(app, &presented, client, now).await.unwrap_or_else(Outcome::Failed);
-    app.metrics.refreshes.with_label_values(&[outcome.label()]).inc();
-    outcome.into_answer()
+    let key = presented.hash.clone();
+    let decide = async {
+        let outcome = rotate(app, presented, client, now).await.unwrap_or_else(Outcome::Failed);
+        (outcome.label(), outcome.into_answer())
+    };
+    let ((label, answer), shared) = app.refreshes.decide(key, decide).await;
+    let label = if shared && answer.is_ok() { OVERLAPPED } else { label };
+    app.metrics.refreshes.with_label_values(&[label]).inc();
+    answer
 }
 
-async fn rotate(
-    app: &App,
-    presented: &RefreshClaims,
-    client: ClientInfo,
-    now: DateTime<Utc>,
-) -> Result<Outcome, Error> {
+async fn rotate(app: &App, presented: RefreshClaims, client: ClientInfo, now: DateTime<Utc>) -> Result<Outcome, Error> {
     let session_id = presented.session_id.unwrap_or_else(SessionId::generate);
-    let jti = Jti::generate();
-    let expires_at = app.tokens.refresh_expiry(now);
-    let successor = app.tokens.sign_refresh(&presented.subject, &jti, session_id, expires_at);
+    let next_jti = Jti::generate();
+    let next_expires_at = app.tokens.refresh_expiry(now);
+    let successor = app.tokens.sign_refresh(&presented.subject, &next_jti, session_id, next_expires_at);
     let ip = client.ip;
+    let answer = app.unanswered_refreshes.expect(Exchange { presented: presented.jti.clone(), next: next_jti.clone() });
     let rotation = Rotation {
         presented: presented.clone(),
         session_id,
-        next_jti: jti,
+        next_jti,
         next_hash: successor.hash(),
-        next_expires_at: expires_at,
+        next_expires_at,
         client,
         now,
     };
-    if let Some(rotated) = app.token_rotations.submit(rotation).await? {
-        let access = app.tokens.sign_access(&presented.subject, &rotated.role, session_id, now);
-        return Ok(Outcome::Rotated(TokenPair { access, refresh: successor }));
-    }
-    let outcome = match db::refresh_tokens::classify_refused(&app.db, presented, now).await? {
-        TokenState::Used(used) => reused(app, presented, &used, ip, now).await?,
-        TokenState::SessionEnded(reason) => Outcome::Refused(Some(reason)),
-        TokenState::Unknown | TokenState::Expired | TokenState::Revoked => Outcome::Refused(None),
+    let overlapped = match app.token_rotations.submit(rotation).await {
+        Ok(Decision::Rotated(role)) => {
+            answer.answered();
+            let access = app.tokens.sign_access(&presented.subject, &role, session_id, now);
+            return Ok(Outcome::Rotated(TokenPair { access, refresh: successor }));
+        }
+        Ok(Decision::Refused { overlapped }) => overlapped,
+        Err(error @ BatchError::InDoubt(_)) => return Err(error.into()),
+        Err(error) => {
+            answer.answered();
+            return Err(error.into());
+        }
     };
+    // Seldom needed, and large.
+    let outcome = Box::pin(refused(app, &presented, overlapped, ip, now)).await?;
+    answer.answered();
     if matches!(outcome, Outcome::GraceRefused | Outcome::Refused(_)) {
         audit("refresh", outcome.label(), None, presented.session_id, ip);
     }
     Ok(outcome)
+}
+
+/// Says why a token was not exchanged, and answers it.
+async fn refused(
+    app: &App,
+    presented: &RefreshClaims,
+    overlapped: bool,
+    ip: IpAddr,
+    now: DateTime<Utc>,
+) -> Result<Outcome, Error> {
+    let state = db::certain::execute(&app.db, |mut connection, _| async move {
+        db::refresh_tokens::classify_refused(&mut *connection, presented, now).await
+    });
+    Ok(match state.await? {
+        TokenState::Used(used) => reused(app, presented, &used, overlapped, ip, now).await?,
+        TokenState::SessionEnded(reason) => Outcome::Refused(Some(reason)),
+        TokenState::Unknown | TokenState::Expired | TokenState::Revoked => Outcome::Refused(None),
+    })
 }
 
 /// Answers a token that was exchanged before.
@@ -122,21 +167,38 @@ async fn reused(
     app: &App,
     presented: &RefreshClaims,
     used: &Used,
-    client: IpAddr,
+    overlapped: bool,
+    ip: IpAddr,
     now: DateTime<Utc>,
 ) -> Result<Outcome, Error> {
-    if now - used.used_at >= app.config.refresh_grace {
-        end_stolen_session(app, used, client).await?;
+    let pair = sign_again(app, presented, used, now);
+    if overlapped {
+        return Ok(pair.map_or(Outcome::GraceRefused, Outcome::Overlapped));
+    }
+    // How long it has been used; not at all while nobody was told so.
+    let Some(age) = used_since(app, presented, used).map(|since| now - since) else {
+        return Ok(pair.map_or(Outcome::GraceRefused, Outcome::Recovered));
+    };
+    if age >= app.config.refresh_grace + ANSWER_TIME {
+        end_stolen_session(app, used, ip).await?;
         return Ok(Outcome::ReplayDetected);
     }
-    Ok(repeat_answer(app, presented, used, now).map_or(Outcome::GraceRefused, Outcome::ReplayedAnswer))
+    Ok(match pair {
+        Some(pair) if age < app.config.refresh_grace => Outcome::ReplayedAnswer(pair),
+        _ => Outcome::GraceRefused,
+    })
 }
 
-/// The identical successor, where the configuration says so and it can be signed again.
-fn repeat_answer(app: &App, presented: &RefreshClaims, used: &Used, now: DateTime<Utc>) -> Option<TokenPair> {
-    if app.config.refresh_grace_answer == GraceAnswer::Reject {
-        return None;
-    }
+/// Since when a token counts as used: since its exchange, or, if nobody was told of that, since the use of its
+/// successor.
+fn used_since(app: &App, presented: &RefreshClaims, used: &Used) -> Option<DateTime<Utc>> {
+    let Some(successor) = &used.successor else { return used.used_at };
+    let exchange = Exchange { presented: presented.jti.clone(), next: successor.jti.clone() };
+    used.used_at.filter(|_| !app.unanswered_refreshes.contains(&exchange)).or(successor.used_at)
+}
+
+/// The identical successor and a new access token, if the successor can be signed again.
+fn sign_again(app: &App, presented: &RefreshClaims, used: &Used, now: DateTime<Utc>) -> Option<TokenPair> {
     let successor = used.successor.as_ref()?;
     let refresh = app.tokens.resign_refresh(
         &presented.subject,
@@ -149,13 +211,14 @@ fn repeat_answer(app: &App, presented: &RefreshClaims, used: &Used, now: DateTim
     Some(TokenPair { access, refresh })
 }
 
-/// Committed before the refusal leaves, so that whoever is told has already lost the session.
+/// Committed before the refusal leaves, so that the session is over by the time its holders hear of it.
 async fn end_stolen_session(app: &App, used: &Used, client: IpAddr) -> sqlx::Result<()> {
     let now = app.clock.now();
-    let mut connection = app.db.acquire().await?;
     let which = Which::One(used.session_id);
-    let ended = db::sessions::end(&mut connection, used.user_id, which, EndReason::ReplayDetected, now).await?;
-    if ended > 0 {
+    let ended = db::certain::execute(&app.db, |mut connection, _| async move {
+        db::sessions::end(&mut connection, used.user_id, which, EndReason::ReplayDetected, now).await
+    });
+    if ended.await? > 0 {
         app.metrics.replays_detected.inc();
         tracing::warn!(
             user.id = used.user_id.0,

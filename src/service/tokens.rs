@@ -3,20 +3,14 @@
 use chrono::{DateTime, Utc};
 
 use crate::app::App;
-use crate::db::sessions::NewSession;
+use crate::db::sessions::{NewSession, OpenedSession};
 use crate::db::users::User;
 use crate::domain::client::ClientInfo;
 use crate::domain::ids::SessionId;
 use crate::domain::password::PasswordHash;
 use crate::domain::throttle::Bucket;
-use crate::domain::tokens::{AccessToken, Jti, RefreshToken, TokenHash};
-
-/// An access token, and the refresh token to get the next one with.
-#[derive(Clone, Debug)]
-pub struct TokenPair {
-    pub access: AccessToken,
-    pub refresh: RefreshToken,
-}
+pub use crate::domain::tokens::TokenPair;
+use crate::domain::tokens::{Jti, RefreshToken, TokenHash};
 
 /// A session that is about to be opened, with its first tokens.
 pub(super) struct IssuedSession {
@@ -57,6 +51,11 @@ impl IssuedSession {
             counted,
             now: self.now,
         }
+    }
+
+    /// By which it is found if the client cannot be told of it.
+    pub(super) fn opened(&self) -> OpenedSession {
+        OpenedSession { id: self.session_id, jti: self.jti.clone() }
     }
 
     pub(super) fn sign(self, app: &App, user: &User) -> TokenPair {

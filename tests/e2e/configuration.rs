@@ -16,7 +16,7 @@ fn every_mistake_in_the_configuration_is_named_at_once() {
             .env("LISTEN_ADDR", "everywhere")
             .env("LOG_LEVEL", "WARNING")
             .env("ACCESS_TOKEN_EXPIRES_SECONDS", "a quarter of an hour")
-            .env("REFRESH_GRACE_ANSWER", "perhaps")
+            .env("REFRESH_GRACE_SECONDS", "perhaps")
             .env("THROTTLE", "sometimes")
             .env("TRUSTED_PROXIES", "10.0.0.0/99"),
         "",
@@ -31,7 +31,7 @@ fn every_mistake_in_the_configuration_is_named_at_once() {
         "LISTEN_ADDR",
         "LOG_LEVEL",
         "ACCESS_TOKEN_EXPIRES_SECONDS",
-        "REFRESH_GRACE_ANSWER",
+        "REFRESH_GRACE_SECONDS",
         "THROTTLE",
         "TRUSTED_PROXIES",
     ] {
@@ -94,10 +94,17 @@ fn no_command_prints_a_part_of_an_address_with_a_password() {
 #[tokio::test]
 async fn a_start_that_finds_a_removed_setting_says_so_once_and_goes_on() {
     let database = Database::create().await;
-    let removed = [("JWT_LEEWAY_SECONDS", "60"), ("REFRESH_CONNECTIONS", "4"), ("REFRESH_BATCH_SIZE", "64")];
+    let removed = [
+        ("JWT_LEEWAY_SECONDS", "60"),
+        ("REFRESH_CONNECTIONS", "4"),
+        ("REFRESH_GRACE_ANSWER", "replay"),
+        ("REFRESH_BATCH_SIZE", "64"),
+    ];
     let service = Service::start_with(&database.dsn(), &removed).await;
     let log = service.log();
-    for (name, said) in [("JWT_LEEWAY_SECONDS", 1), ("REFRESH_CONNECTIONS", 1), ("REFRESH_BATCH_SIZE", 0)] {
+    for (name, said) in
+        [("JWT_LEEWAY_SECONDS", 1), ("REFRESH_CONNECTIONS", 1), ("REFRESH_GRACE_ANSWER", 1), ("REFRESH_BATCH_SIZE", 0)]
+    {
         assert_eq!(log.matches(name).count(), said, "{name} in\n{log}");
     }
 }

@@ -104,7 +104,7 @@ async fn our_own_and_those_of_the_process_stand_beside_them(pool: PgPool) {
     app.try_login("cust@example.com", "wrong").await;
     app.refresh(&tokens.refresh).await;
     app.refresh(&tokens.refresh).await;
-    app.advance(11);
+    app.advance(61);
     app.refresh(&tokens.refresh).await;
     app.refresh("nonsense").await;
     let samples = scrape(&app).await;

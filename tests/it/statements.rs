@@ -59,7 +59,7 @@ async fn a_login_that_replaces_a_hash_costs_no_statement_more(pool: PgPool) {
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
 async fn a_refresh_is_one_statement_and_a_refusal_one_more(pool: PgPool) {
-    let app = TestApp::with(pool, &["--refresh-grace-answer=replay"]);
+    let app = TestApp::with(pool, &["--refresh-grace-seconds=10"]);
     let first = app.customer("cust@example.com").await;
     let recorder = Recorder::start();
     let second = pair(&app.refresh(&first.refresh).await);

@@ -27,7 +27,7 @@ pub(crate) const PASSWORD: &str = "P@ssw0rd!";
 /// The defaults of production that development opens.
 pub(crate) const CLOSED: [&str; 2] = ["--register-open-roles=customer", "--users-list-access=admin"];
 
-/// A service in development mode, with the throttle on; `settings` are flags as in `--refresh-grace-answer=replay`.
+/// A service in development mode, with the throttle on; `settings` are flags as in `--refresh-grace-seconds=10`.
 #[derive(Clone)]
 pub(crate) struct TestApp {
     pub(crate) app: App,
@@ -138,7 +138,7 @@ impl TestApp {
     pub(crate) fn with_refresh_connections(pool: PgPool, flags: &[&str], clock: Clock, connections: u32) -> Self {
         let config = config(flags);
         let refresh_db = db::refresh_pool(&pool.connect_options(), connections);
-        let app = App::with_pools(config, clock.clone(), pool.clone(), refresh_db.clone()).unwrap();
+        let app = App::with_pools(config, clock.clone(), pool.clone(), &refresh_db).unwrap();
         Self { service: http::build(app.clone()), app, db: pool, refresh_db, clock }
     }
 

@@ -1,0 +1,74 @@
+//! Writes whose outcome is certain: where the connection is lost, the write is done again, and finds what it did.
+//!
+//! A connection that breaks behind a commit leaves open whether the commit was reached. A client that is told 503 then
+//! would try again, and be refused for what it has done itself: its address is taken, its password is wrong. So each
+//! write has a key that tells its own work from that of others (the new password hash, whose salt is random; the id of
+//! the new session; the time at which sessions ended), and [`execute`] does it again on another connection. There it
+//! either finds its work done, and answers as it would have the first time, or does it now. The batcher does the same
+//! for its batches.
+//!
+//! The first attempt may still be under way in a server process that nobody listens to. Both then meet at the same
+//! rows, which one of them locks first; the other waits for it, and finds the work done.
+
+use std::time::{Duration, Instant};
+
+use sqlx::pool::PoolConnection;
+use sqlx::{PgPool, Postgres};
+
+/// How long an outcome is sought. A request is answered 503 before, if its own time is up.
+const TIMEOUT: Duration = Duration::from_mins(1);
+const PAUSE: Duration = Duration::from_millis(50);
+/// How long a connection is sought of which nothing depends yet.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Runs `work` on a connection of the pool, and again on another one as long as connections are lost under it. The
+/// second argument says whether an earlier attempt may have done it already; `work` must then answer as that one would
+/// have.
+pub async fn execute<T, F>(pool: &PgPool, mut work: impl FnMut(PoolConnection<Postgres>, bool) -> F) -> sqlx::Result<T>
+where
+    F: Future<Output = sqlx::Result<T>>,
+{
+    let started = Instant::now();
+    let mut again = false;
+    loop {
+        let outcome = match acquire(pool).await {
+            Ok(connection) => work(connection, again).await,
+            Err(error) if !again => return Err(error),
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Err(error) if is_lost(&error) || matches!(error, sqlx::Error::PoolTimedOut) => {
+                if started.elapsed() > TIMEOUT {
+                    return Err(error);
+                }
+                tracing::debug!(error = &error as &dyn std::error::Error, "connection lost; trying again");
+                again = true;
+                tokio::time::sleep(PAUSE).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Takes a connection of the pool; where the server breaks off while it is being opened, another one.
+pub(super) async fn acquire(pool: &PgPool) -> sqlx::Result<PoolConnection<Postgres>> {
+    let started = Instant::now();
+    loop {
+        match pool.acquire().await {
+            Err(error) if is_lost(&error) && started.elapsed() < CONNECT_TIMEOUT => tokio::time::sleep(PAUSE).await,
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Whether the connection was lost, so that nobody knows whether what was sent on it was done. A server that is going
+/// down (class 57P) says so at any moment, perhaps after the commit.
+pub(super) fn is_lost(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) => true,
+        sqlx::Error::Database(error) => {
+            error.code().is_some_and(|code| code.starts_with("57P") || code.starts_with("08"))
+        }
+        _ => false,
+    }
+}

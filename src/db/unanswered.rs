@@ -1,0 +1,153 @@
+//! Writes whose callers were not told what became of them.
+//!
+//! A request that is answered 503, or whose client goes away, may be executed all the same: its connection to the
+//! database broke behind the commit, or the database stood still and went on. Its client holds nothing of what was
+//! made, and its next attempt must not be refused because of it. So each such write is settled, which makes good for
+//! its client what may have been done, as soon as the database answers.
+//!
+//! Why this is sound. Of a write, this process knows whether it has answered. [`Unanswered::expect`] is called before
+//! the write is sent, and its guard is told when there is an answer; a guard that is dropped before that, for whatever
+//! reason, leaves its write here. The server then is in one of these states:
+//! - **The write never arrived, or was rolled back.** Settling it changes nothing.
+//! - **It was committed.** Settling makes it good.
+//! - **It is still under way**, behind a lock or in a process that was stopped, and may be committed later. Settling
+//!   changes nothing yet, so it is repeated until the server has given up every statement that was sent before
+//!   (`statement_timeout`). If the same client comes back to this replica earlier, [`Unanswered::contains`] tells.
+//!
+//! What it cannot know: a process that dies takes its list with it, and another replica does not see a list before it
+//! was settled. A client that lost its answer in this way needs `REFRESH_GRACE_SECONDS`.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use sqlx::{PgConnection, PgPool};
+
+/// How long a statement may be under way that was sent before: the server's limit (`db`), doubled.
+const STATEMENT_LIFETIME: Duration = Duration::from_secs(30);
+/// The pause until writes are settled once more.
+const PAUSE: Duration = Duration::from_millis(500);
+/// Writes that are remembered; the first ones, which were under way when the database went.
+const CAPACITY: usize = 8192;
+
+/// A write that can be made good for its client after the fact, in one statement with others.
+pub trait Settle: Send + Sync + 'static {
+    /// For the log.
+    const WHAT: &str;
+
+    /// Makes the writes good, as far as they were committed. It is repeated, and must not do more then.
+    fn settle(connection: &mut PgConnection, writes: &[Arc<Self>]) -> impl Future<Output = sqlx::Result<()>> + Send;
+}
+
+/// The writes of one kind that nobody was told of.
+#[derive(Debug)]
+pub struct Unanswered<W>(Arc<Shared<W>>);
+
+#[derive(Debug)]
+struct Shared<W> {
+    pool: PgPool,
+    list: Mutex<List<W>>,
+}
+
+#[derive(Debug)]
+struct List<W> {
+    writes: VecDeque<(Instant, Arc<W>)>,
+    /// Whether a task is settling them.
+    settling: bool,
+}
+
+/// A write that has no answer yet.
+#[derive(Debug)]
+#[must_use = "without it nobody knows that there was no answer"]
+pub struct Expected<W: Settle> {
+    write: Option<W>,
+    unanswered: Unanswered<W>,
+}
+
+impl<W: Settle> Unanswered<W> {
+    #[must_use]
+    pub fn new(pool: PgPool) -> Self {
+        let list = Mutex::new(List { writes: VecDeque::new(), settling: false });
+        Self(Arc::new(Shared { pool, list }))
+    }
+
+    /// Announces a write. Unless its guard is told of an answer, it will be settled.
+    pub fn expect(&self, write: W) -> Expected<W> {
+        Expected { write: Some(write), unanswered: Self(Arc::clone(&self.0)) }
+    }
+
+    /// Whether nobody was told of this write.
+    pub fn contains(&self, write: &W) -> bool
+    where
+        W: PartialEq,
+    {
+        self.list().writes.iter().any(|(_, unanswered)| **unanswered == *write)
+    }
+
+    /// Settles what is left, before the process ends.
+    pub async fn settle(&self) -> sqlx::Result<()> {
+        let writes: Vec<Arc<W>> = self.list().writes.iter().map(|(_, write)| Arc::clone(write)).collect();
+        if writes.is_empty() {
+            return Ok(());
+        }
+        let began = Instant::now();
+        W::settle(&mut *self.0.pool.acquire().await?, &writes).await?;
+        // In the order in which they came.
+        let mut list = self.list();
+        while list.writes.front().is_some_and(|(at, _)| *at + STATEMENT_LIFETIME < began) {
+            list.writes.pop_front();
+        }
+        Ok(())
+    }
+
+    fn add(&self, write: W) {
+        let mut list = self.list();
+        if list.writes.len() == CAPACITY {
+            return;
+        }
+        list.writes.push_back((Instant::now(), Arc::new(write)));
+        if !list.settling
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            list.settling = true;
+            runtime.spawn(Self(Arc::clone(&self.0)).settle_all());
+        }
+    }
+
+    async fn settle_all(self) {
+        tracing::info!("settling {} that nobody was told of", W::WHAT);
+        loop {
+            let outcome = self.settle().await;
+            if let Err(error) = &outcome {
+                tracing::debug!(error = error as &dyn std::error::Error, "not settled yet");
+            }
+            {
+                let mut list = self.list();
+                if list.writes.is_empty() || matches!(outcome, Err(sqlx::Error::PoolClosed)) {
+                    list.settling = false;
+                    return;
+                }
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    fn list(&self) -> MutexGuard<'_, List<W>> {
+        self.0.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<W: Settle> Expected<W> {
+    /// There is an answer; or nothing was sent.
+    pub fn answered(mut self) {
+        self.write = None;
+    }
+}
+
+impl<W: Settle> Drop for Expected<W> {
+    fn drop(&mut self) {
+        if let Some(write) = self.write.take() {
+            self.unanswered.add(write);
+        }
+    }
+}
