@@ -2,7 +2,6 @@
 
 pub mod client;
 pub mod email;
-mod idna;
 pub mod ids;
 pub mod network;
 pub mod page;
