@@ -168,9 +168,10 @@ impl From<TokenPair> for Tokens {
     security((), ("bearer" = [])),
     responses(
         (status = 201, description = "Registered", body = Status),
-        (status = 403, description = "The role is not open for registration", body = super::error::Detail),
         (status = 409, description = "The address has an account", body = super::error::Detail),
         BodyErrors, Throttled, Unavailable,
+        (status = 403, description = "The role is not open for registration, or a page of another site sent this",
+            body = super::error::Detail),
     ))]
 pub(super) async fn register(
     State(app): State<App>,

@@ -30,6 +30,8 @@ pub(super) enum ApiError {
     BodyTooLarge,
     /// The body or a parameter is not what was asked for. The list is never empty.
     Invalid(Vec<Problem>),
+    /// A page of another site made a browser send this.
+    ForeignOrigin,
     NotFound,
     MethodNotAllowed,
     /// The request took longer than it may.
@@ -70,6 +72,7 @@ impl IntoResponse for ApiError {
             Self::UnreadableBody => detail(StatusCode::BAD_REQUEST, "There was an error parsing the body"),
             Self::Invalid(detail) => (StatusCode::UNPROCESSABLE_ENTITY, Json(Problems { detail })).into_response(),
             Self::BodyTooLarge => detail(StatusCode::PAYLOAD_TOO_LARGE, "Request body too large"),
+            Self::ForeignOrigin => detail(StatusCode::FORBIDDEN, "Cross-site request refused"),
             Self::NotFound => detail(StatusCode::NOT_FOUND, "Not Found"),
             Self::MethodNotAllowed => detail(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"),
             Self::TimedOut => retry(StatusCode::SERVICE_UNAVAILABLE, "Request timed out", Duration::from_secs(1)),

@@ -12,6 +12,7 @@ mod health;
 mod json;
 mod observe;
 mod openapi;
+mod origin;
 mod problem;
 mod server;
 mod sessions;
@@ -32,6 +33,7 @@ use tower::ServiceBuilder;
 use tower::util::{MapRequest, MapRequestLayer, MapResponse, MapResponseLayer};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::validate_request::ValidateRequestHeaderLayer;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -40,6 +42,7 @@ use crate::app::App;
 use crate::config::CorsOrigins;
 use answer::Json;
 use error::ApiError;
+use origin::OwnOriginOnly;
 
 /// The whole service as one `tower::Service`.
 pub type HttpService = MapRequest<MapResponse<Router, fn(Response) -> Response>, fn(Request) -> Request>;
@@ -88,7 +91,8 @@ pub fn build(app: App) -> HttpService {
             ServiceBuilder::new()
                 .layer(from_fn_with_state(app.clone(), observe::observe))
                 .layer(CatchPanicLayer::custom(observe::panicked))
-                .option_layer(app.config.cors_allowed_origins.as_ref().map(cors)),
+                .option_layer(app.config.cors_allowed_origins.as_ref().map(cors))
+                .layer(ValidateRequestHeaderLayer::custom(OwnOriginOnly(app.clone()))),
         )
         .with_state(app);
     let normalise: fn(Request) -> Request = normalise_path;

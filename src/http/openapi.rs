@@ -36,7 +36,7 @@ impl Modify for Bearer {
     }
 }
 
-/// 400, 413 and 422: the body is not what was asked for.
+/// 400, 413 and 422: the body is not what was asked for; 403: a page of another site made a browser send it.
 pub(super) struct BodyErrors;
 /// 422: a parameter is not what was asked for.
 pub(super) struct ParameterErrors;
@@ -107,6 +107,7 @@ impl IntoResponses for BodyErrors {
     fn responses() -> Responses {
         BTreeMap::from([
             ("400".to_owned(), refusal("The body cannot be read", "Detail", &[])),
+            ("403".to_owned(), refusal("Not permitted, or sent by a page of another site", "Detail", &[])),
             ("413".to_owned(), refusal("The body is larger than 64 KiB", "Detail", &[])),
             ("422".to_owned(), refusal("The body is not what was asked for", "Problems", &[])),
         ])

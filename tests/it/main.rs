@@ -18,6 +18,7 @@ mod login;
 mod login_batch;
 mod logout;
 mod metrics;
+mod origin;
 mod password;
 mod password_pool;
 mod refresh;
