@@ -74,6 +74,8 @@ impl FromRequestParts<App> for MayListUsers {
 
 fn token68(credentials: &str) -> Option<String> {
     let (scheme, token) = credentials.split_once(' ')?;
+    // RFC 9110 §11.4 has any number of blanks here.
+    let token = token.trim_start_matches(' ');
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty() && token.bytes().all(plain)).then(|| token.to_owned())
 }

@@ -29,11 +29,7 @@ impl ValidateRequest<Body> for OwnOriginOnly {
 
     fn validate(&mut self, request: &mut Request) -> Result<(), Response> {
         let may_change = !request.method().is_safe() && !request.body().is_end_stream();
-        if may_change && self.is_foreign(request) {
-            Err(ApiError::ForeignOrigin.into_response())
-        } else {
-            Ok(())
-        }
+        if may_change && self.is_foreign(request) { Err(ApiError::ForeignOrigin.into_response()) } else { Ok(()) }
     }
 }
 
