@@ -3,11 +3,12 @@
 //! Times are passed in, never taken from the server, and stored as `timestamp` in UTC. No function here decides
 //! anything that a statement could decide.
 
+mod adoption;
 pub mod batch;
 pub mod certain;
 pub mod cleanup;
+pub mod migrations;
 pub mod refresh_tokens;
-pub mod schema;
 pub mod sessions;
 pub mod throttle;
 pub mod unanswered;

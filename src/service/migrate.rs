@@ -4,29 +4,29 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 
-use crate::db::schema;
-pub use crate::db::schema::{Pending, SchemaError};
+use crate::db::migrations;
+pub use crate::db::migrations::{Pending, SchemaError};
 
 /// How long a starting service waits for its database.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Applies what is pending.
 pub async fn migrate(options: &PgConnectOptions) -> Result<Vec<Pending>, SchemaError> {
-    schema::migrate(&mut schema::connect(options).await?).await
+    migrations::migrate(&mut migrations::connect(options).await?).await
 }
 
 /// What [`migrate`] would apply; changes nothing.
 pub async fn pending(options: &PgConnectOptions) -> Result<Vec<Pending>, SchemaError> {
-    schema::pending(&mut schema::connect(options).await?).await
+    migrations::pending(&mut migrations::connect(options).await?).await
 }
 
 /// As [`migrate`], once the database has started. With `only_check` it fails where something is pending.
 pub async fn at_start(options: &PgConnectOptions, only_check: bool) -> Result<(), SchemaError> {
     let mut connection = connect_at_start(options).await?;
     if only_check {
-        return schema::require_migrated(&mut connection).await;
+        return migrations::require_migrated(&mut connection).await;
     }
-    for migration in schema::migrate(&mut connection).await? {
+    for migration in migrations::migrate(&mut connection).await? {
         tracing::info!(version = migration.version, description = migration.description, "migrated");
     }
     Ok(())
@@ -37,7 +37,7 @@ async fn connect_at_start(options: &PgConnectOptions) -> Result<sqlx::PgConnecti
     let deadline = tokio::time::Instant::now() + DATABASE_TIMEOUT;
     let mut pause = Duration::from_millis(100);
     loop {
-        let error = match tokio::time::timeout_at(deadline, schema::connect(options)).await {
+        let error = match tokio::time::timeout_at(deadline, migrations::connect(options)).await {
             Ok(Ok(connection)) => return Ok(connection),
             Ok(Err(error)) => error,
             Err(_elapsed) => return Err(sqlx::Error::from(std::io::Error::from(std::io::ErrorKind::TimedOut)).into()),

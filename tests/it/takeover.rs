@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use auth::clock::Clock;
-use auth::db::schema::{self, SchemaError};
+use auth::db::migrations::{self, SchemaError};
 use axum::http::{Method, StatusCode};
 use chrono::{NaiveDateTime, TimeDelta};
 use serde_json::{Value, json};
@@ -95,7 +95,7 @@ async fn take_over(db: PgPool, flags: &[&str]) -> TestApp {
 }
 
 async fn migrate(db: &PgPool) -> Result<usize, SchemaError> {
-    schema::migrate(&mut db.acquire().await.unwrap()).await.map(|migrations| migrations.len())
+    migrations::migrate(&mut db.acquire().await.unwrap()).await.map(|migrations| migrations.len())
 }
 
 async fn value(connection: &mut PgConnection, query: &'static str) -> Value {
@@ -140,7 +140,7 @@ async fn adoption_keeps_names_and_rows_and_widens_ids(db: PgPool) {
     let connection = &mut *db.acquire().await.unwrap();
     let (catalogue, rows) = (value(connection, CATALOGUE).await, value(connection, ROWS).await);
     assert_eq!(rows["alembic"], json!(["20250823142355"]));
-    assert_eq!(schema::migrate(connection).await.unwrap().len(), 5);
+    assert_eq!(migrations::migrate(connection).await.unwrap().len(), 5);
     let (adopted, kept) = (value(connection, CATALOGUE).await, value(connection, ROWS).await);
     assert_eq!(kept, rows);
     for part in ["relations", "constraints"] {
@@ -388,8 +388,8 @@ async fn refusal(db: &PgPool, change: String) -> String {
     sqlx::raw_sql(SCHEMA).execute(&mut *connection).await.unwrap();
     sqlx::raw_sql(sqlx::AssertSqlSafe(change.clone())).execute(&mut *connection).await.unwrap();
     let before = value(connection, CATALOGUE).await;
-    let dry = schema::pending(connection).await.map(|_| ()).unwrap_err().to_string();
-    let error = match schema::migrate(connection).await {
+    let dry = migrations::pending(connection).await.map(|_| ()).unwrap_err().to_string();
+    let error = match migrations::migrate(connection).await {
         Err(error @ SchemaError::Foreign(_)) => error.to_string(),
         outcome => panic!("{change}: {outcome:?}"),
     };
@@ -451,7 +451,7 @@ async fn whatever_the_migrations_make_must_not_be_there_before(db: PgPool) {
     let connection = &mut *db.acquire().await.unwrap();
     sqlx::raw_sql(SCHEMA).execute(&mut *connection).await.unwrap();
     let before = value(connection, CATALOGUE).await;
-    schema::migrate(connection).await.unwrap();
+    migrations::migrate(connection).await.unwrap();
     let after = value(connection, CATALOGUE).await;
     sqlx::raw_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public").execute(&mut *connection).await.unwrap();
     let names = |catalogue: &Value, part: &str| -> BTreeSet<String> {
@@ -481,16 +481,16 @@ async fn a_dry_run_lists_what_is_to_be_done_and_does_nothing(db: PgPool) {
     let connection = &mut *db.acquire().await.unwrap();
     let before = (value(connection, CATALOGUE).await, value(connection, ROWS).await);
     let pending: Vec<String> =
-        schema::pending(connection).await.unwrap().into_iter().map(|migration| migration.description).collect();
+        migrations::pending(connection).await.unwrap().into_iter().map(|migration| migration.description).collect();
     assert_eq!(pending.first().map(String::as_str), Some("adopt users and refresh tokens"));
     assert_eq!((value(connection, CATALOGUE).await, value(connection, ROWS).await), before);
-    let error = schema::require_migrated(connection).await.unwrap_err();
+    let error = migrations::require_migrated(connection).await.unwrap_err();
     assert_eq!(error.to_string(), "the schema is not up to date: 5 migration(s) pending; run `auth migrate`");
     let applied: Vec<String> =
-        schema::migrate(connection).await.unwrap().into_iter().map(|migration| migration.description).collect();
+        migrations::migrate(connection).await.unwrap().into_iter().map(|migration| migration.description).collect();
     assert_eq!(applied, pending);
-    assert!(schema::pending(connection).await.unwrap().is_empty());
-    schema::require_migrated(connection).await.unwrap();
+    assert!(migrations::pending(connection).await.unwrap().is_empty());
+    migrations::require_migrated(connection).await.unwrap();
 }
 
 #[sqlx::test(migrations = false)]
@@ -499,7 +499,7 @@ async fn migrating_twice_changes_nothing(db: PgPool) {
     app.login("cust@example.com").await;
     let connection = &mut *app.db.acquire().await.unwrap();
     let (catalogue, rows) = (value(connection, CATALOGUE).await, app.rows().await);
-    assert!(schema::migrate(connection).await.unwrap().is_empty());
+    assert!(migrations::migrate(connection).await.unwrap().is_empty());
     assert_eq!((value(connection, CATALOGUE).await, app.rows().await), (catalogue, rows));
 }
 
@@ -527,17 +527,97 @@ async fn replicas_that_start_together_migrate_once(db: PgPool) {
 #[sqlx::test(migrations = false)]
 async fn an_empty_database_gets_the_same_tables(db: PgPool) {
     let connection = &mut *db.acquire().await.unwrap();
-    assert_eq!(schema::migrate(connection).await.unwrap().len(), 5);
+    assert_eq!(migrations::migrate(connection).await.unwrap().len(), 5);
     let mut fresh = value(connection, CATALOGUE).await;
     sqlx::raw_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public").execute(&mut *connection).await.unwrap();
     sqlx::raw_sql(SCHEMA).execute(&mut *connection).await.unwrap();
-    schema::migrate(connection).await.unwrap();
+    migrations::migrate(connection).await.unwrap();
     let adopted = value(connection, CATALOGUE).await;
     fresh["relations"]["alembic_version_auth"] = json!("r");
     fresh["relations"]["alembic_version_auth_pkc"] = json!("i");
     fresh["constraints"]["alembic_version_auth_pkc"] = json!("alembic_version_auth PRIMARY KEY (version_num)");
     fresh["columns"]["alembic_version_auth.version_num"] = json!(["character varying(32)", true, null]);
     assert_eq!(fresh, adopted);
+}
+
+/// That tables of ours in `public` are not made again in a schema that comes before it, whichever command asks.
+async fn stays_out_of_an_earlier_schema(db: &PgPool, table: &str) {
+    let connection = &mut *db.acquire().await.unwrap();
+    // The search path is "$user", public.
+    let role: String = sqlx::query_scalar("SELECT current_user::text").fetch_one(&mut *connection).await.unwrap();
+    let create = format!("CREATE SCHEMA {role}");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(create)).execute(&mut *connection).await.unwrap();
+    let sentence = format!(
+        "`{table}` is in the schema `public`, but `{role}` comes first in the search path; \
+         put `public` first, for example by `ALTER ROLE ... SET search_path`"
+    );
+    assert_eq!(migrations::migrate(connection).await.unwrap_err().to_string(), sentence);
+    assert_eq!(migrations::pending(connection).await.unwrap_err().to_string(), sentence);
+    assert_eq!(migrations::require_migrated(connection).await.unwrap_err().to_string(), sentence);
+    let made = "SELECT count(*) FROM pg_class WHERE relnamespace = current_schema()::regnamespace";
+    assert_eq!(sqlx::query_scalar::<_, i64>(made).fetch_one(&mut *connection).await.unwrap(), 0);
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_schema_that_comes_to_be_first_stops_a_restart(db: PgPool) {
+    migrate(&db).await.unwrap();
+    stays_out_of_an_earlier_schema(&db, "_sqlx_migrations_auth").await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_schema_that_comes_before_the_python_services_stops_the_takeover(db: PgPool) {
+    python_database(&db).await;
+    stays_out_of_an_earlier_schema(&db, "alembic_version_auth").await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn tables_of_the_same_names_in_a_later_schema_are_another_services(db: PgPool) {
+    sqlx::raw_sql(
+        r#"CREATE TABLE public.users (name text); CREATE TABLE public.refresh_tokens (token text);
+           CREATE TABLE public.sessions (id text); CREATE SCHEMA "Shop's auth""#,
+    )
+    .execute(&db)
+    .await
+    .unwrap();
+    let mut stranger = db.begin().await.unwrap();
+    sqlx::raw_sql("LOCK TABLE public.users; LOCK TABLE public.refresh_tokens").execute(&mut *stranger).await.unwrap();
+    let connection = &mut *db.acquire().await.unwrap();
+    sqlx::raw_sql(r#"SET search_path = "Shop's auth", public"#).execute(&mut *connection).await.unwrap();
+    // It would wait for the stranger for a minute.
+    assert_eq!(migrations::migrate(connection).await.unwrap().len(), 5);
+    assert!(migrations::migrate(connection).await.unwrap().is_empty());
+    let emails = "SELECT coalesce(jsonb_agg(email), '[]') FROM users";
+    assert_eq!(value(connection, emails).await, json!([]));
+}
+
+#[sqlx::test(migrations = false)]
+async fn without_a_schema_there_is_a_sentence(db: PgPool) {
+    let connection = &mut *db.acquire().await.unwrap();
+    sqlx::raw_sql("SET search_path = nowhere").execute(&mut *connection).await.unwrap();
+    let error = migrations::migrate(connection).await.unwrap_err().to_string();
+    assert!(error.starts_with("no schema of the search path exists"), "{error}");
+}
+
+#[sqlx::test(migrations = false)]
+async fn where_nothing_is_pending_no_right_to_change_the_schema_is_needed(db: PgPool) {
+    migrate(&db).await.unwrap();
+    let connection = &mut *db.acquire().await.unwrap();
+    // A standby.
+    sqlx::raw_sql("SET default_transaction_read_only = on").execute(&mut *connection).await.unwrap();
+    assert!(migrations::migrate(connection).await.unwrap().is_empty());
+    sqlx::raw_sql("RESET default_transaction_read_only").execute(&mut *connection).await.unwrap();
+    // A role that may read and write rows only.
+    let mut transaction = db.begin().await.unwrap();
+    sqlx::raw_sql(
+        "CREATE ROLE takeover_writer; REVOKE CREATE ON SCHEMA public FROM public;
+         GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO takeover_writer;
+         SET LOCAL ROLE takeover_writer",
+    )
+    .execute(&mut *transaction)
+    .await
+    .unwrap();
+    assert!(migrations::migrate(&mut transaction).await.unwrap().is_empty());
+    migrations::require_migrated(&mut transaction).await.unwrap();
 }
 
 /// The Python service holds locks for as long as its transactions last, on the two tables now in this order, now in
