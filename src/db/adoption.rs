@@ -167,8 +167,11 @@ pub(super) async fn apply_all(connection: &mut PgConnection) -> Result<(), Schem
         let attempt = Instant::now();
         let mut transaction = connection.begin().await?;
         match lock_inherited(&mut transaction).await {
-            Ok(()) => {
+            Ok(fresh) => {
                 MIGRATOR.run_direct(None, &mut *transaction, false).await?;
+                if fresh {
+                    stamp_alembic_version(&mut transaction).await?;
+                }
                 return Ok(transaction.commit().await?);
             }
             Err(error) if !is_lock_timeout(&error) => return Err(error.into()),
@@ -181,9 +184,9 @@ pub(super) async fn apply_all(connection: &mut PgConnection) -> Result<(), Schem
     }
 }
 
-/// Locks the tables that there are in our schema. A later schema of the search path may hold
+/// Locks the tables that there are in our schema; true where there are none. A later schema of the search path may hold
 /// another service's table of the same name.
-async fn lock_inherited(connection: &mut PgConnection) -> sqlx::Result<()> {
+async fn lock_inherited(connection: &mut PgConnection) -> sqlx::Result<bool> {
     let tables = sqlx::query_scalar!(
         r#"
         SELECT relname AS "name!: String" FROM pg_class
@@ -200,6 +203,20 @@ async fn lock_inherited(connection: &mut PgConnection) -> sqlx::Result<()> {
     if exists("users") {
         sqlx::query!("LOCK TABLE users IN ACCESS EXCLUSIVE MODE NOWAIT").execute(&mut *connection).await?;
     }
+    Ok(tables.is_empty())
+}
+
+/// Tells Alembic that its migrations have been applied: the stack's seed script runs it for every service.
+async fn stamp_alembic_version(connection: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::query!("CREATE TABLE alembic_version_auth AS SELECT '20250823142355'::varchar(32) AS version_num")
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query!(
+        "ALTER TABLE alembic_version_auth
+         ALTER version_num SET NOT NULL, ADD CONSTRAINT alembic_version_auth_pkc PRIMARY KEY (version_num)"
+    )
+    .execute(connection)
+    .await?;
     Ok(())
 }
 
