@@ -11,6 +11,7 @@
 //!   call in the batch. Two equal calls are decided as if the second had come a moment later.
 //! - **A refusal** of a statement as a whole (one bad row, one row that stays locked) has changed nothing; its calls are
 //!   then sent one by one, so that only the bad one fails.
+//! - **A panic** may be the fault of one call, too. The calls are sent one by one, and the worker goes on.
 //! - **A lost connection** leaves its batch in doubt: nobody knows whether the commit was reached. The same calls are
 //!   sent again on another connection while their callers wait, in a task of their own that holds up no other batch.
 //!   [`BatchedCall`] demands that this does no work twice. What callers learn is true whether the first attempt never
@@ -23,8 +24,10 @@
 //! - **Fairness and back-pressure.** The channel is first come, first served. When it is full, callers are refused. A
 //!   caller that went away is left out of the batch.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
@@ -84,6 +87,7 @@ pub(super) fn column<'a, C, T>(calls: &[&'a C], value: impl Fn(&'a C) -> T) -> V
     calls.iter().copied().map(value).collect()
 }
 
+#[derive(Debug)]
 struct Submitted<C: BatchedCall> {
     call: C,
     caller: oneshot::Sender<Result<C::Answer, BatchError>>,
@@ -100,6 +104,7 @@ impl<C: BatchedCall> Submitted<C> {
 #[derive(Debug)]
 pub struct Batcher<C: BatchedCall> {
     calls: mpsc::Sender<Submitted<C>>,
+    shared: Arc<Shared<C>>,
 }
 
 impl<C: BatchedCall> Batcher<C> {
@@ -109,11 +114,21 @@ impl<C: BatchedCall> Batcher<C> {
     pub fn start(pool: &PgPool, workers: u32, max_batch: usize) -> Self {
         let (calls, waiting) = mpsc::channel(QUEUE_DEPTH);
         let collector = Mutex::new(Collector { calls: waiting, last: 0 });
-        let shared = Arc::new(Shared { collector, in_flight: AtomicUsize::new(0), batch_finished: Notify::new() });
+        let shared = Arc::new(Shared {
+            collector,
+            in_flight: AtomicUsize::new(0),
+            batch_finished: Notify::new(),
+            ended: AtomicUsize::new(0),
+        });
         for _ in 0..workers {
             tokio::spawn(work(pool.clone(), Arc::clone(&shared), max_batch));
         }
-        Self { calls }
+        Self { calls, shared }
+    }
+
+    /// Whether no worker has ended.
+    pub fn is_complete(&self) -> bool {
+        self.shared.ended.load(Ordering::Relaxed) == 0
     }
 
     /// Has a call executed, in one batch with those that come at the same time.
@@ -128,14 +143,18 @@ impl<C: BatchedCall> Batcher<C> {
 }
 
 /// What the workers share.
+#[derive(Debug)]
 struct Shared<C: BatchedCall> {
     collector: Mutex<Collector<C>>,
     /// Batches in the database.
     in_flight: AtomicUsize,
     batch_finished: Notify,
+    /// Workers that have ended, which only a bug can do while the batcher is there.
+    ended: AtomicUsize,
 }
 
 /// Only the worker that collects has it.
+#[derive(Debug)]
 struct Collector<C: BatchedCall> {
     calls: mpsc::Receiver<Submitted<C>>,
     /// Size of the last batch.
@@ -208,7 +227,17 @@ impl<C: BatchedCall> Drop for InFlight<'_, C> {
     }
 }
 
+/// A worker. Dropped when it ends, even by a panic.
+struct Alive<'a, C: BatchedCall>(&'a Shared<C>);
+
+impl<C: BatchedCall> Drop for Alive<'_, C> {
+    fn drop(&mut self) {
+        self.0.ended.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 async fn work<C: BatchedCall>(pool: PgPool, shared: Arc<Shared<C>>, max_batch: usize) {
+    let _alive = Alive(&shared);
     loop {
         let mut batch = Batch { calls: shared.collect(max_batch).await, in_doubt: false };
         if batch.calls.is_empty() {
@@ -234,7 +263,7 @@ async fn work<C: BatchedCall>(pool: PgPool, shared: Arc<Shared<C>>, max_batch: u
 /// Calls that were collected and are not answered yet.
 struct Batch<C: BatchedCall> {
     calls: Vec<Submitted<C>>,
-    /// Whether a connection was lost under them.
+    /// Whether a connection was lost under them, or there was a panic.
     in_doubt: bool,
 }
 
@@ -264,10 +293,14 @@ impl<C: BatchedCall> Batch<C> {
             }
             Err(error) if certain::is_lost(&error) => return Err(error),
             Err(error) if self.calls.len() > 1 => {
+                self.in_doubt |= is_panic(&error);
                 tracing::warn!(error = &error as &dyn std::error::Error, calls = self.calls.len(), "batch split");
                 return self.execute_one_by_one(connection).await;
             }
-            Err(error) => self.fail(error),
+            Err(error) => {
+                self.in_doubt |= is_panic(&error);
+                self.fail(error);
+            }
         }
         Ok(())
     }
@@ -316,8 +349,25 @@ async fn run<C: BatchedCall>(
     submitted: &[Submitted<C>],
 ) -> sqlx::Result<Vec<C::Answer>> {
     let calls: Vec<&C> = submitted.iter().map(|submitted| &submitted.call).collect();
-    match tokio::time::timeout(STATEMENT_TIMEOUT, C::execute(connection, &calls)).await {
+    match tokio::time::timeout(STATEMENT_TIMEOUT, catch_panic(C::execute(connection, &calls))).await {
         Ok(answers) => answers,
         Err(_elapsed) => Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()),
     }
+}
+
+/// A panic as an error.
+async fn catch_panic<T>(answers: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+    let mut answers = std::pin::pin!(answers);
+    std::future::poll_fn(|context| {
+        let polled = catch_unwind(AssertUnwindSafe(|| answers.as_mut().poll(context)));
+        polled.unwrap_or_else(|_panic| {
+            tracing::error!("a batched statement panicked");
+            Poll::Ready(Err(sqlx::Error::WorkerCrashed))
+        })
+    })
+    .await
+}
+
+fn is_panic(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::WorkerCrashed)
 }

@@ -11,6 +11,7 @@ pub mod migrations;
 pub mod refresh_tokens;
 pub mod sessions;
 pub mod throttle;
+mod timestamp;
 pub mod unanswered;
 pub mod users;
 
@@ -78,7 +79,12 @@ fn lazy_pool(options: PgConnectOptions, max_connections: u32) -> PgPool {
         .connect_lazy_with(options)
 }
 
-/// Whether the database answers.
-pub async fn ping(pool: &PgPool) -> sqlx::Result<()> {
-    sqlx::query_scalar!(r#"SELECT 1 AS "one!""#).fetch_one(pool).await.map(|_| ())
+/// Fails unless the database answers and accepts writes.
+pub async fn accepts_writes(pool: &PgPool) -> sqlx::Result<()> {
+    // Also on in a standby.
+    let read_only = sqlx::query_scalar!(r#"SELECT current_setting('transaction_read_only')::bool AS "read_only!""#);
+    if read_only.fetch_one(pool).await? {
+        return Err(sqlx::Error::Protocol("the database is read-only".to_owned()));
+    }
+    Ok(())
 }

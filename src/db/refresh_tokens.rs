@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use sqlx::{PgConnection, PgExecutor};
 
 use super::batch::{BatchedCall, column};
+use super::timestamp::Timestamp;
 use super::unanswered::Settle;
 use crate::domain::client::ClientInfo;
 use crate::domain::ids::{SessionId, UserId};
@@ -191,15 +192,15 @@ pub async fn classify_refused(
         SELECT
             owner.id AS "user_id?: UserId",
             owner.role AS "role?: Role",
-            token.expires_at AS "expires_at?",
-            token.used_at,
+            token.expires_at AS "expires_at?: Timestamp",
+            token.used_at AS "used_at: Timestamp",
             token.session_id AS "session_id: SessionId",
             session.end_reason AS "end_reason?",
             token.successor_jti AS "exchanged_for: Jti",
             successor.jti AS "successor_jti?: Jti",
             successor.token_hash AS "successor_hash?: TokenHash",
-            successor.expires_at AS "successor_expires_at?",
-            successor.used_at AS "successor_used_at?"
+            successor.expires_at AS "successor_expires_at?: Timestamp",
+            successor.used_at AS "successor_used_at?: Timestamp"
         FROM (SELECT) AS always
         LEFT JOIN refresh_tokens AS token ON token.jti = $1 AND token.token_hash = $2
         LEFT JOIN users AS owner ON owner.id = token.user_id AND owner.email = $3
@@ -221,20 +222,17 @@ pub async fn classify_refused(
     let (Some(user_id), Some(role), Some(expires_at)) = (row.user_id, row.role, row.expires_at) else {
         return Ok(TokenState::Unknown);
     };
-    if expires_at.and_utc() <= now {
+    if expires_at.0 <= now {
         return Ok(TokenState::Expired);
     }
     let (Some(_), Some(session_id)) = (row.exchanged_for, row.session_id) else { return Ok(TokenState::Revoked) };
     let successor = match (row.successor_jti, row.successor_hash, row.successor_expires_at) {
-        (Some(jti), Some(token_hash), Some(expires_at)) => Some(Successor {
-            jti,
-            token_hash,
-            expires_at: expires_at.and_utc(),
-            used_at: row.successor_used_at.map(|at| at.and_utc()),
-        }),
+        (Some(jti), Some(token_hash), Some(expires_at)) => {
+            Some(Successor { jti, token_hash, expires_at: expires_at.0, used_at: row.successor_used_at.map(|at| at.0) })
+        }
         _ => None,
     };
-    let used_at = row.used_at.map(|at| at.and_utc());
+    let used_at = row.used_at.map(|at| at.0);
     Ok(TokenState::Used(Box::new(Used { used_at, session_id, user_id, role, successor })))
 }
 

@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::batch::{BatchedCall, column};
+use super::timestamp::Timestamp;
 use super::unanswered::Settle;
 use crate::domain::client::ClientInfo;
 use crate::domain::ids::{SessionId, UserId};
@@ -178,9 +179,9 @@ pub async fn list(
         r#"
         SELECT
             sessions.id AS "id: SessionId",
-            sessions.created_at,
-            greatest(sessions.last_seen_at, tokens.latest) AS "last_seen_at!",
-            sessions.ended_at,
+            sessions.created_at AS "created_at: Timestamp",
+            greatest(sessions.last_seen_at, tokens.latest) AS "last_seen_at!: Timestamp",
+            sessions.ended_at AS "ended_at: Timestamp",
             sessions.end_reason,
             sessions.user_agent,
             sessions.ip
@@ -204,9 +205,9 @@ pub async fn list(
         .into_iter()
         .map(|row| Session {
             id: row.id,
-            created_at: row.created_at.and_utc(),
-            last_seen_at: row.last_seen_at.and_utc(),
-            ended: row.ended_at.map(|at| (at.and_utc(), row.end_reason.as_deref().and_then(EndReason::from_stored))),
+            created_at: row.created_at.0,
+            last_seen_at: row.last_seen_at.0,
+            ended: row.ended_at.map(|at| (at.0, row.end_reason.as_deref().and_then(EndReason::from_stored))),
             user_agent: row.user_agent,
             ip: row.ip.map(|net| net.addr()),
         })

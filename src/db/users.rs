@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use super::batch::{BatchedCall, column};
+use super::timestamp::Timestamp;
 use crate::domain::email::Email;
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::network::counted_network;
@@ -71,7 +72,8 @@ impl BatchedCall for Lookup {
     ///
     /// An attempt is counted before its password is verified, so that of many at once no more are verified than fit. Of
     /// the attempts of a batch the first ones fit. Buckets are locked in the order of their keys; where one has less room
-    /// by then than the statement saw, because of another batch, the attempts of this batch do not fit.
+    /// by then than the statement saw, because of another batch, the attempts of this batch do not fit. Where a connection
+    /// is lost, an attempt may be counted twice.
     async fn execute(connection: &mut PgConnection, calls: &[&Self]) -> sqlx::Result<Vec<Found>> {
         let now = calls.iter().map(|lookup| lookup.now).max().unwrap_or_default();
         let buckets: Vec<(usize, &Bucket)> = (1..)
@@ -228,14 +230,15 @@ pub async fn of_bearer(pool: &PgPool, subject: &str, session_id: Option<SessionI
 /// The user with this id.
 pub async fn get(executor: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<Option<UserDetails>> {
     let row = sqlx::query!(
-        r#"SELECT id AS "id: UserId", email, role AS "role: Role", created_at FROM users WHERE id = $1"#,
+        r#"SELECT id AS "id: UserId", email, role AS "role: Role", created_at AS "created_at: Timestamp"
+        FROM users WHERE id = $1"#,
         id as _,
     )
     .fetch_optional(executor)
     .await?;
     Ok(row.map(|row| UserDetails {
         user: User { id: row.id, email: row.email, role: row.role },
-        created_at: row.created_at.and_utc(),
+        created_at: row.created_at.0,
         // Addresses are not verified yet. Once they are: whether `users.email_verified_at` is set.
         email_verified: false,
     }))

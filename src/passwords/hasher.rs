@@ -85,6 +85,12 @@ impl Hasher {
         Ok(HashSlot { slot, shared: &self.shared })
     }
 
+    /// Whether no worker has ended.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.pool.is_complete()
+    }
+
     /// How much longer to wait before a refusal, so that it comes when the slowest one of a bcrypt account would (see
     /// [`super::refusal_delay`]). Zero once no bcrypt hash is left.
     #[must_use]

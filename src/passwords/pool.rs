@@ -12,6 +12,8 @@
 //! their admission and once when their jobs are done.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -46,7 +48,7 @@ type Notify = Box<dyn FnOnce() + Send>;
 
 struct Job<S> {
     ticket: u64,
-    /// Dropped without being run, it tells the caller that the job waited too long.
+    /// Dropped without an outcome, it tells the caller that the job waited too long, or panicked.
     work: Work<S>,
     expected: Duration,
     deadline: Instant,
@@ -68,6 +70,8 @@ struct State<S> {
 struct Shared<S> {
     state: Mutex<State<S>>,
     enqueued: Condvar,
+    /// Workers that have not ended.
+    alive: AtomicUsize,
     settings: PoolSettings,
     max_group_delay: Duration,
     metrics: PoolMetrics,
@@ -117,10 +121,12 @@ impl<S: Default + 'static> WorkerPool<S> {
             closed: false,
         };
         let (state, enqueued) = (Mutex::new(state), Condvar::new());
-        let shared = Arc::new(Shared { state, enqueued, settings, max_group_delay, metrics });
+        let shared =
+            Arc::new(Shared { state, enqueued, alive: AtomicUsize::new(0), settings, max_group_delay, metrics });
         for index in 0..settings.concurrency {
             let shared = Arc::clone(&shared);
-            std::thread::Builder::new().name(format!("password-{index}")).spawn(move || shared.work())?;
+            shared.alive.fetch_add(1, Ordering::Relaxed);
+            std::thread::Builder::new().name(format!("password-{index}")).spawn(move || Alive(&shared).work())?;
         }
         Ok(Self { shared })
     }
@@ -136,6 +142,13 @@ impl<S> WorkerPool<S> {
             tokio::time::sleep_until(release_at.into()).await;
         }
         Ok(slot)
+    }
+}
+
+impl<S> WorkerPool<S> {
+    /// Whether no worker has ended, which only a bug can do.
+    pub fn is_complete(&self) -> bool {
+        self.shared.alive.load(Ordering::Relaxed) == self.shared.settings.concurrency
     }
 }
 
@@ -292,19 +305,35 @@ impl<S> Shared<S> {
     }
 }
 
-impl<S: Default> Shared<S> {
+/// A worker. Dropped when its thread ends, even by a panic.
+struct Alive<'a, S>(&'a Shared<S>);
+
+impl<S> Drop for Alive<'_, S> {
+    fn drop(&mut self) {
+        self.0.alive.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl<S: Default> Alive<'_, S> {
     fn work(&self) {
+        let shared = self.0;
         // Where this is not permitted, or not Linux, the workers run at normal priority.
         let _ = rustix::process::nice(NICENESS);
         let mut scratch = S::default();
-        while let Some(job) = self.next() {
-            if Instant::now() < job.deadline {
-                let notify = (job.work)(&mut scratch);
-                self.finish(job.expected, notify);
-            } else {
+        while let Some(job) = shared.next() {
+            if Instant::now() >= job.deadline {
                 // Released first: the caller that is told may come back at once.
-                self.release(&mut self.lock(), job.expected);
+                shared.release(&mut shared.lock(), job.expected);
                 drop(job.work);
+                continue;
+            }
+            if let Ok(notify) = catch_unwind(AssertUnwindSafe(|| (job.work)(&mut scratch))) {
+                shared.finish(job.expected, notify);
+            } else {
+                // The caller has learnt it: the job was dropped. What it left in the scratch space is thrown away.
+                tracing::error!("a job of the password workers panicked");
+                scratch = S::default();
+                shared.release(&mut shared.lock(), job.expected);
             }
         }
     }
@@ -401,6 +430,39 @@ mod tests {
             caller.await;
         }
         assert!(pool.shared.lock().done.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_panic_fails_its_caller_and_the_worker_goes_on() {
+        let pool = pool(LONG);
+        for _ in 0..3 {
+            let slot = pool.acquire(BRIEF).await.unwrap();
+            slot.run(BRIEF, |()| -> () { panic!("as a bug would") }).await.unwrap_err();
+        }
+        pool.acquire(BRIEF).await.unwrap().run(BRIEF, |()| ()).await.unwrap();
+        assert!(pool.is_complete());
+        assert_eq!(pool.shared.lock().backlog, Duration::ZERO);
+        assert_eq!(pool.shared.metrics.queue_depth.get(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_pool_that_has_lost_a_worker_is_not_complete() {
+        let pool = pool(LONG);
+        let mut slot = pool.acquire(BRIEF).await.unwrap();
+        let (sender, ended) = mpsc::channel::<()>();
+        slot.enqueue(
+            BRIEF,
+            Box::new(|()| {
+                Box::new(move || {
+                    let _dropped_last = sender;
+                    panic!("where no panic is caught")
+                })
+            }),
+        );
+        ended.recv().unwrap_err();
+        while pool.is_complete() {
+            tokio::task::yield_now().await;
+        }
     }
 
     async fn poll<F: Future>(mut future: std::pin::Pin<&mut F>) -> Poll<F::Output> {

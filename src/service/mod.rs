@@ -17,7 +17,10 @@ use crate::app::App;
 use crate::db;
 use crate::error::Error;
 
-/// Whether the service can do its work: the database answers.
+/// Whether the service can do its work: no worker is gone, and the database answers and accepts writes.
 pub async fn ready(app: &App) -> Result<(), Error> {
-    Ok(db::ping(&app.db).await?)
+    if !app.has_all_workers() {
+        return Err(sqlx::Error::WorkerCrashed.into());
+    }
+    Ok(db::accepts_writes(&app.db).await?)
 }

@@ -8,6 +8,7 @@ mod forge;
 mod recorder;
 mod support;
 
+mod batch;
 mod bearer;
 mod claim_attacks;
 mod cleanup;
@@ -32,6 +33,7 @@ mod sessions_race;
 mod statements;
 mod takeover;
 mod throttle;
+mod timestamps;
 mod token_attacks;
 mod users;
 mod users_admin;
