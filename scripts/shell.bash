@@ -76,3 +76,13 @@ need_packages() {
   fi
   eval "$probe" >/dev/null 2>&1 || die "install $* and try again."
 }
+
+# need_venv DIR REQUIREMENTS: the packages of that file in a Python virtual environment; fails where they cannot be had.
+need_venv() {
+  if cmp -s "$2" "$1/requirements.txt"; then return; fi
+  say "installing $2 in $1"
+  rm -rf "$1"
+  attend python3 -m venv "$1" || return
+  attend timeout 900 "$1/bin/pip" install --quiet --disable-pip-version-check -r "$2" || return
+  cp "$2" "$1/requirements.txt"
+}
