@@ -40,7 +40,7 @@ pub enum Error {
     /// Too many failed logins or registrations; one more fits after this long.
     #[error("throttled")]
     Throttled(Duration),
-    /// The queue for hashing is full; there is room again after this long.
+    /// The queue for hashing is full, or there are too many connections; there may be room again after this long.
     #[error("too busy")]
     Busy(Duration),
     /// The database failed or cannot be reached.

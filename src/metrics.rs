@@ -51,6 +51,7 @@ pub struct Metrics {
     pub refreshes: IntCounterVec,
     pub replays_detected: IntCounter,
     pub connections: IntGauge,
+    pub connections_refused: IntCounter,
 }
 
 impl Metrics {
@@ -119,6 +120,13 @@ impl Metrics {
             connections: registered(
                 &registry,
                 IntGauge::new("auth_http_connections", "Client connections that are open."),
+            ),
+            connections_refused: registered(
+                &registry,
+                IntCounter::new(
+                    "auth_http_connections_refused_total",
+                    "Client connections closed because there was no place, or none for their peer.",
+                ),
             ),
             registry,
         };

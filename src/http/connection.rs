@@ -22,10 +22,13 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
+use super::places::Place;
 use super::{HttpService, Peer};
 
 /// The time for a head, from its first byte to its end, and for the first byte of a new connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same for a connection that is for probes only, which send at once.
+const PROBE_HEAD_TIMEOUT: Duration = Duration::from_secs(1);
 /// An answer of which nothing is taken for so long ends the connection.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a new connection has to complete its first head when the service shuts down.
@@ -33,21 +36,29 @@ const DRAIN_QUIET_PERIOD: Duration = Duration::from_secs(1);
 /// Largest head.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 
+/// Stands in requests whose connection is for probes only.
+#[derive(Clone, Copy)]
+pub(super) struct ProbesOnly;
+
 /// Serves requests until the client goes, a time limit has passed, or, once `draining`, the request in flight is answered.
 pub(super) async fn serve(
     stream: TcpStream,
     peer: Peer,
+    place: Place,
     service: HttpService,
     idle_timeout: Duration,
     draining: CancellationToken,
 ) {
     // Answers are small and written whole; waiting to fill a packet only delays them.
     let _ = stream.set_nodelay(true);
-    let activity = Activity::new();
+    let activity = Activity::new(if place.probes_only { PROBE_HEAD_TIMEOUT } else { HEAD_TIMEOUT });
     let service = service_fn(|request: Request<Incoming>| {
         activity.enter(Phase::Answer);
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(peer);
+        if place.probes_only {
+            request.extensions_mut().insert(ProbesOnly);
+        }
         let (mut service, activity) = (service.clone(), &activity);
         async move {
             let response: Result<_, Infallible> = service.call(request).await;
@@ -56,7 +67,9 @@ pub(super) async fn serve(
         }
     });
     let io = TokioIo::new(Observed { stream, activity: &activity });
-    let mut connection = pin!(http1::Builder::new().max_buf_size(MAX_HEAD_BYTES).serve_connection(io, service));
+    let mut builder = http1::Builder::new();
+    builder.max_buf_size(MAX_HEAD_BYTES).keep_alive(!place.probes_only);
+    let mut connection = pin!(builder.serve_connection(io, service));
     let drain = async {
         draining.cancelled().await;
         if activity.phase() == Phase::Head {
@@ -100,15 +113,18 @@ enum Phase {
 }
 
 /// The phase of a connection, and when it began or last went forward.
-struct Activity(Mutex<(Phase, Instant)>);
+struct Activity {
+    head_timeout: Duration,
+    current: Mutex<(Phase, Instant)>,
+}
 
 impl Activity {
-    fn new() -> Self {
-        Self(Mutex::new((Phase::Head, Instant::now())))
+    fn new(head_timeout: Duration) -> Self {
+        Self { head_timeout, current: Mutex::new((Phase::Head, Instant::now())) }
     }
 
     fn get(&self) -> (Phase, Instant) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn phase(&self) -> Phase {
@@ -116,7 +132,7 @@ impl Activity {
     }
 
     fn enter(&self, phase: Phase) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (phase, Instant::now());
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = (phase, Instant::now());
     }
 
     /// Waits until a phase has lasted for too long.
@@ -125,16 +141,16 @@ impl Activity {
             let (phase, since) = self.get();
             let now = Instant::now();
             let deadline = match phase {
-                Phase::Head => since + HEAD_TIMEOUT,
+                Phase::Head => since + self.head_timeout,
                 Phase::Write => since + WRITE_TIMEOUT,
                 Phase::Idle => since + idle_timeout,
-                Phase::Answer => now + HEAD_TIMEOUT,
+                Phase::Answer => now + self.head_timeout,
             };
             if deadline <= now {
                 return;
             }
             // Any phase may begin meanwhile, and none has a shorter time.
-            sleep_until(deadline.min(now + HEAD_TIMEOUT)).await;
+            sleep_until(deadline.min(now + self.head_timeout)).await;
         }
     }
 }

@@ -13,6 +13,7 @@ mod json;
 mod observe;
 mod openapi;
 mod origin;
+mod places;
 mod problem;
 mod server;
 mod sessions;

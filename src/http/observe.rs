@@ -5,7 +5,7 @@
 //! text and may hold anything, as do queries and bodies.
 
 use std::any::Any;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::body::HttpBody as _;
 use axum::extract::{MatchedPath, Request, State};
@@ -20,8 +20,10 @@ use tokio::time::timeout;
 use tracing::{Instrument as _, Span, debug_span, info_span};
 use uuid::Uuid;
 
+use super::connection::ProbesOnly;
 use super::error::ApiError;
 use crate::app::App;
+use crate::error::Error;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -42,9 +44,13 @@ const MAX_COUNTED_BYTES: u32 = 4 * 1024 * 1024;
 /// The middleware around every route.
 pub(super) async fn observe(State(app): State<App>, request: Request, next: Next) -> Response {
     let mut record = RequestRecord::new(app, &request);
-    let answer = next.run(request).instrument(record.span.clone());
-    let answer = timeout(record.app.config.request_timeout, answer).await;
-    let mut response = answer.unwrap_or_else(|_elapsed| ApiError::TimedOut.into_response());
+    let mut response = if request.extensions().get::<ProbesOnly>().is_some() && !record.probe {
+        ApiError::from(Error::Busy(Duration::from_secs(1))).into_response()
+    } else {
+        let answer = next.run(request).instrument(record.span.clone());
+        let answer = timeout(record.app.config.request_timeout, answer).await;
+        answer.unwrap_or_else(|_elapsed| ApiError::TimedOut.into_response())
+    };
     add_headers(response.headers_mut(), record.id.clone());
     record.record(response.status().as_u16(), response_bytes(&response));
     response

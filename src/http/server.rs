@@ -8,10 +8,10 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::places::{PROBE_PLACES, Places};
 use super::{Peer, build, connection};
 use crate::app::{self, App};
 
@@ -23,8 +23,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_mins(2);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// For how long connections are still accepted at shutdown, for clients that had begun to connect.
 const ACCEPT_GRACE: Duration = Duration::from_millis(50);
-/// Descriptors that are not for clients: the database's connections have their own count beside these.
-const RESERVED_DESCRIPTORS: u64 = 64;
+/// Descriptors that are not for clients, or for probes: the database's connections have their own count beside these.
+const RESERVED_DESCRIPTORS: u64 = 64 + PROBE_PLACES as u64;
 /// How many connections may wait to be accepted, if the system's own limit allows; the usual 128 would make a crowd that
 /// comes at once wait for a second, until its connection attempts are repeated.
 const BACKLOG: u32 = 4096;
@@ -48,38 +48,36 @@ pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
 pub async fn serve(app: App, listener: TcpListener, shutdown: impl Future<Output = ()>) -> bool {
     let service = build(app.clone());
     let idle_timeout = IDLE_TIMEOUT.max(app.config.request_timeout);
-    let places = Arc::new(Semaphore::new(connection_limit(&app)));
+    let places = Arc::new(Places::new(connection_limit(&app), app.config.trusted_proxies.clone()));
     let (connections, draining) = (TaskTracker::new(), CancellationToken::new());
     let mut end = std::pin::pin!(async {
         shutdown.await;
         tokio::time::sleep(ACCEPT_GRACE).await;
     });
     loop {
-        let accepted = async {
-            // Beyond the limit clients wait in the backlog of the socket.
-            let place = Arc::clone(&places).acquire_owned().await;
-            (listener.accept().await, place)
-        };
-        let (accepted, place) = tokio::select! {
-            accepted = accepted => accepted,
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
             () = &mut end => break,
         };
-        match (accepted, place) {
-            (Ok((stream, peer)), Ok(place)) => {
-                let connection = connection::serve(stream, Peer(peer), service.clone(), idle_timeout, draining.clone());
+        match accepted {
+            Ok((stream, peer)) => {
+                let Some(place) = places.take(peer.ip()) else {
+                    app.metrics.connections_refused.inc();
+                    continue;
+                };
+                let (service, draining) = (service.clone(), draining.clone());
+                let connection = connection::serve(stream, Peer(peer), place, service, idle_timeout, draining);
                 let open = app.metrics.connections.clone();
                 connections.spawn(async move {
                     open.inc();
                     connection.await;
                     open.dec();
-                    drop(place);
                 });
             }
-            (Err(error), _) => {
+            Err(error) => {
                 tracing::warn!(%error, "could not accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
-            (_, Err(_closed)) => break,
         }
     }
     drop(listener);

@@ -2,17 +2,23 @@
 
 use std::net::TcpStream;
 
-use crate::stack::{Database, Service, client};
+use crate::stack::{Database, Service};
 
 #[tokio::test]
 async fn connections_stop_short_of_the_limit_of_open_files() {
     let database = Database::create().await;
-    let service = Service::start_with_open_files(&database.dsn(), 200).await;
+    // A gateway may take all places.
+    let settings = [("TRUSTED_PROXIES", "127.0.0.1")];
+    let service = Service::start_with_open_files(&database.dsn(), 200, &settings).await;
     let crowd: Vec<_> = (0..300).map(|_| TcpStream::connect(service.address).expect("the backlog has room")).collect();
-    drop(crowd);
-    // Answered after everybody in front has been let in and found to be gone.
-    let answer = client().get(service.url("/auth/ready")).send().await.expect("the service answers");
+    // There is a place for a probe, and a connection to the database for what it asks.
+    let probe = reqwest::Client::builder().no_proxy().local_address("127.0.0.2".parse().ok());
+    let probe = probe.build().expect("a client can be built");
+    let answer = probe.get(service.url("/auth/ready")).send().await.expect("the service answers");
     assert_eq!(answer.status(), 200);
+    let answer = probe.get(service.url("/users/")).send().await.expect("the service answers");
+    assert_eq!(answer.status(), 503);
+    drop(crowd);
     let log = service.log();
     assert!(log.contains("MAX_CONNECTIONS is more than the limit of open files allows"), "{log}");
     assert!(!log.contains("could not accept a connection"), "{log}");

@@ -197,14 +197,14 @@ impl Service {
     }
 
     /// Where the system gives it no more than so many open files.
-    pub(crate) async fn start_with_open_files(dsn: &str, open_files: u32) -> Self {
+    pub(crate) async fn start_with_open_files(dsn: &str, open_files: u32, settings: &[(&str, &str)]) -> Self {
         let limited = || {
             let mut shell = Command::new("/bin/sh");
             shell.env_clear().args(["-c", "ulimit -n \"$0\" && exec \"$@\"", &open_files.to_string()]);
             shell.arg(env!("CARGO_BIN_EXE_auth"));
             shell
         };
-        Self::start_by(limited, dsn, &[]).await
+        Self::start_by(limited, dsn, settings).await
     }
 
     async fn start_by(auth: impl Fn() -> Command, dsn: &str, settings: &[(&str, &str)]) -> Self {

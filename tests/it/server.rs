@@ -15,6 +15,8 @@ use tokio::time::Instant;
 use crate::support::TestApp;
 
 const HEALTH: &str = "GET /auth/health HTTP/1.1\r\nHost: auth\r\n\r\n";
+const LOGIN: &str = "POST /auth/login HTTP/1.1\r\nHost: auth\r\nContent-Length: 2\r\n\r\n{}";
+const LOOPBACK: [u8; 4] = [127, 0, 0, 1];
 /// A file of more than a megabyte.
 const LARGE: &str = "GET /auth/docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: auth\r\nConnection: close\r\n\r\n";
 
@@ -28,7 +30,11 @@ struct Running {
 
 impl Running {
     fn start() -> Self {
-        let app = TestApp::new(PgPool::connect_lazy("postgres://unused").unwrap()).app;
+        Self::with(&[])
+    }
+
+    fn with(flags: &[&str]) -> Self {
+        let app = TestApp::with(PgPool::connect_lazy("postgres://unused").unwrap(), flags).app;
         let listener = http::listen(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();
@@ -37,12 +43,26 @@ impl Running {
     }
 
     async fn connect(&self, first: &str) -> TcpStream {
+        self.connect_from(LOOPBACK, first).await
+    }
+
+    async fn connect_from(&self, ip: [u8; 4], first: &str) -> TcpStream {
         let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::from((ip, 0))).unwrap();
         // The system of a client that does not read takes little.
         socket.set_recv_buffer_size(64 * 1024).unwrap();
         let mut stream = socket.connect(self.address).await.unwrap();
         stream.write_all(first.as_bytes()).await.unwrap();
         stream
+    }
+}
+
+impl Running {
+    /// Until so many connections are open.
+    async fn until_open(&self, count: i64) {
+        while self.app.metrics.connections.get() != count {
+            tokio::task::yield_now().await;
+        }
     }
 }
 
@@ -132,6 +152,71 @@ async fn an_answer_may_be_taken_slowly() {
         }
     }
     assert!(received > 1_300_000, "{received}");
+}
+
+/// Opens a connection that has a place, as its answer shows, and keeps it.
+async fn take_place(running: &Running, ip: [u8; 4]) -> TcpStream {
+    let mut stream = running.connect_from(ip, HEALTH).await;
+    let mut answer = [0; 1024];
+    let count = stream.read(&mut answer).await.unwrap();
+    let answer = String::from_utf8_lossy(&answer[..count]).into_owned();
+    assert!(answer.starts_with("HTTP/1.1 200 ") && !answer.contains("connection: close"), "{answer}");
+    stream
+}
+
+#[tokio::test(start_paused = true)]
+async fn probes_are_answered_when_all_places_are_taken() {
+    let running = Running::with(&["--max-connections=3", "--trusted-proxies=127.0.0.0/8"]);
+    let mut taken = Vec::new();
+    for _ in 0..3 {
+        taken.push(take_place(&running, LOOPBACK).await);
+    }
+    for (request, status) in [(HEALTH, 200), ("GET /health/ HTTP/1.1\r\nHost: auth\r\n\r\n", 200), (LOGIN, 503)] {
+        let (answer, took) = rest(running.connect(request).await).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        assert_eq!(answer.contains("retry-after: 1\r\n"), status == 503, "{answer}");
+        assert!(answer.contains("connection: close\r\n") && answer.contains("x-request-id: "), "{answer}");
+        assert_eq!(took.as_secs(), 0);
+    }
+    // One peer may have four of the places that are left, and not for long.
+    let mut silent = Vec::new();
+    for _ in 0..4 {
+        silent.push(running.connect("GET /auth/hea").await);
+    }
+    assert_eq!(rest(running.connect(HEALTH).await).await.0, "");
+    assert_eq!(running.app.metrics.connections_refused.get(), 1);
+    take_probe_place(&running, [127, 0, 0, 2]).await;
+    for stream in silent {
+        let (answer, took) = rest(stream).await;
+        assert!(answer.is_empty() && took.as_secs() <= 1, "{answer} {took:?}");
+    }
+    // What is given back can be taken again.
+    drop(taken.pop());
+    running.until_open(2).await;
+    drop(take_place(&running, LOOPBACK).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stranger_has_a_quarter_of_the_places() {
+    let running = Running::with(&["--max-connections=8", "--trusted-proxies=127.0.0.3"]);
+    let mut taken = Vec::new();
+    for _ in 0..2 {
+        taken.push(take_place(&running, LOOPBACK).await);
+    }
+    take_probe_place(&running, LOOPBACK).await;
+    taken.push(take_place(&running, [127, 0, 0, 2]).await);
+    for _ in 0..5 {
+        taken.push(take_place(&running, [127, 0, 0, 3]).await);
+    }
+    take_probe_place(&running, [127, 0, 0, 3]).await;
+}
+
+/// Opens a connection on which probes only are answered.
+async fn take_probe_place(running: &Running, ip: [u8; 4]) {
+    let (answer, _) = rest(running.connect_from(ip, HEALTH).await).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let (answer, _) = rest(running.connect_from(ip, LOGIN).await).await;
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,92 @@
+//! Who may have a connection: as many as there is room for, of these no more than a share for one peer, and a few beyond
+//! for probes. A crowd of connections must not make the service fail its health check and be restarted.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ipnet::IpNet;
+
+use crate::domain::network::{TrustedProxies, counted_network};
+
+/// Connections beyond the limit, on which only probes are answered.
+pub(super) const PROBE_PLACES: usize = 32;
+/// How many of these one peer may have.
+const PROBE_PLACES_PER_PEER: usize = 4;
+
+/// All places. What is taken is given back when the [`Place`] is dropped.
+pub(super) struct Places {
+    trusted_proxies: TrustedProxies,
+    general: Mutex<Group>,
+    probes: Mutex<Group>,
+}
+
+#[derive(Default)]
+struct Group {
+    limit: usize,
+    taken: usize,
+    by_peer: HashMap<IpNet, usize>,
+}
+
+impl Group {
+    fn of(limit: usize) -> Mutex<Self> {
+        Mutex::new(Self { limit, ..Self::default() })
+    }
+
+    /// Takes a place for `peer`, which may have `share` of them.
+    fn take(&mut self, peer: IpNet, share: usize) -> bool {
+        let of_peer = self.by_peer.get(&peer).copied().unwrap_or(0);
+        let free = self.taken < self.limit && of_peer < share;
+        if free {
+            self.taken += 1;
+            self.by_peer.insert(peer, of_peer + 1);
+        }
+        free
+    }
+
+    fn give_back(&mut self, peer: IpNet) {
+        self.taken -= 1;
+        match self.by_peer.get_mut(&peer) {
+            Some(of_peer) if *of_peer > 1 => *of_peer -= 1,
+            _ => drop(self.by_peer.remove(&peer)),
+        }
+    }
+}
+
+/// The place of one connection.
+pub(super) struct Place {
+    places: Arc<Places>,
+    peer: IpNet,
+    pub probes_only: bool,
+}
+
+impl Places {
+    pub(super) fn new(limit: usize, trusted_proxies: TrustedProxies) -> Self {
+        Self { trusted_proxies, general: Group::of(limit), probes: Group::of(PROBE_PLACES) }
+    }
+
+    /// A place for a connection from `peer`, if there is one. A gateway may take all, anybody else a quarter.
+    pub(super) fn take(self: &Arc<Self>, peer: IpAddr) -> Option<Place> {
+        let stranger = self.trusted_proxies.distrusts(peer);
+        let peer = counted_network(peer);
+        let place = |probes_only| Place { places: Arc::clone(self), peer, probes_only };
+        let mut general = self.group(false);
+        let share = if stranger { (general.limit / 4).max(1) } else { general.limit };
+        if general.take(peer, share) {
+            return Some(place(false));
+        }
+        drop(general);
+        self.group(true).take(peer, PROBE_PLACES_PER_PEER).then(|| place(true))
+    }
+
+    fn group(&self, probes: bool) -> MutexGuard<'_, Group> {
+        let group = if probes { &self.probes } else { &self.general };
+        group.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.group(self.probes_only).give_back(self.peer);
+    }
+}
