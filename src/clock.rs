@@ -1,11 +1,11 @@
-//! The only caller of the system clock. Tests move it.
+//! The only caller of the system clock. It follows the database's (`service::clock`), and tests move it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 
-/// Tells the time: the system's, moved by an offset that only tests change.
+/// Tells the time: the system's, moved by an offset.
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
     offset_micros: Arc<AtomicI64>,

@@ -4,7 +4,7 @@ use super::CliError;
 use crate::app::App;
 use crate::clock::Clock;
 use crate::config::{Config, Environment};
-use crate::service::{cleanup, migrate};
+use crate::service::{cleanup, clock, migrate};
 use crate::{http, telemetry};
 
 pub(super) async fn run(config: Config, no_migrate: bool) -> Result<(), CliError> {
@@ -25,6 +25,11 @@ pub(super) async fn run(config: Config, no_migrate: bool) -> Result<(), CliError
     // Before the first request, so that no refusal is told apart by its time.
     cleanup::look_for_bcrypt_hashes(&app).await;
     tokio::spawn(cleanup::run(app.clone()));
+    // Before the first request, too.
+    if let Err(error) = clock::adjust(&app).await {
+        tracing::warn!(error = &error as &dyn std::error::Error, "could not compare the clock with the database's");
+    }
+    tokio::spawn(clock::follow(app.clone()));
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         address = %listener.local_addr()?,

@@ -17,8 +17,9 @@ pub mod users;
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::{ConnectOptions, Connection};
+use sqlx::{ConnectOptions, Connection, PgConnection};
 
 /// Embedded migrations; their table is named in `sqlx.toml`.
 pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
@@ -77,6 +78,11 @@ fn lazy_pool(options: PgConnectOptions, max_connections: u32) -> PgPool {
             })
         })
         .connect_lazy_with(options)
+}
+
+/// The server's time. Used to set our clock by, and for nothing else.
+pub async fn now(connection: &mut PgConnection) -> sqlx::Result<DateTime<Utc>> {
+    sqlx::query_scalar!(r#"SELECT clock_timestamp() AS "now!""#).fetch_one(connection).await
 }
 
 /// Fails unless the database answers and accepts writes.

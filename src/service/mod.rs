@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod bearer;
 pub mod cleanup;
+pub mod clock;
 pub mod login;
 pub mod logout;
 pub mod migrate;

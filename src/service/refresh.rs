@@ -176,7 +176,7 @@ async fn reused(
         return Ok(pair.map_or(Outcome::GraceRefused, Outcome::Overlapped));
     }
     // How long it has been used; not at all while nobody was told so.
-    let Some(age) = used_since(app, presented, used).map(|since| now - since) else {
+    let Some(age) = used_since(app, presented, used).map(|since| (now - since).max(TimeDelta::zero())) else {
         return Ok(pair.map_or(Outcome::GraceRefused, Outcome::Recovered));
     };
     if age >= app.config.refresh_grace + ANSWER_TIME {

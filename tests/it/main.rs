@@ -12,6 +12,7 @@ mod batch;
 mod bearer;
 mod claim_attacks;
 mod cleanup;
+mod clock;
 mod contract;
 mod health;
 mod http;
