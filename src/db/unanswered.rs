@@ -23,6 +23,8 @@ use std::time::{Duration, Instant};
 
 use sqlx::{PgConnection, PgPool};
 
+use super::certain;
+
 /// How long a statement may be under way that was sent before: the server's limit (`db`), doubled.
 const STATEMENT_LIFETIME: Duration = Duration::from_secs(30);
 /// The pause until writes are settled once more.
@@ -90,8 +92,9 @@ impl<W: Settle> Unanswered<W> {
         if writes.is_empty() {
             return Ok(());
         }
-        let began = Instant::now();
-        W::settle(&mut *self.0.pool.acquire().await?, &writes).await?;
+        let (began, writes) = (Instant::now(), &writes);
+        certain::execute(&self.0.pool, |mut connection, _| async move { W::settle(&mut connection, writes).await })
+            .await?;
         // In the order in which they came.
         let mut list = self.list();
         while list.writes.front().is_some_and(|(at, _)| *at + STATEMENT_LIFETIME < began) {

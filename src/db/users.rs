@@ -262,11 +262,15 @@ pub async fn insert(
 ) -> sqlx::Result<Option<UserId>> {
     sqlx::query_scalar!(
         r#"
-        INSERT INTO users (email, password_hash, role, created_at, updated_at)
-        SELECT $1::text, $2, $3, $4, $4
-        WHERE NOT EXISTS (SELECT FROM users WHERE lower(email) = $1::text)
-        ON CONFLICT ON CONSTRAINT users_email_key DO NOTHING
-        RETURNING id AS "id: UserId"
+        WITH inserted AS (
+            INSERT INTO users (email, password_hash, role, created_at, updated_at)
+            SELECT $1::text, $2, $3, $4, $4
+            WHERE NOT EXISTS (SELECT FROM users WHERE lower(email) = $1::text)
+            ON CONFLICT ON CONSTRAINT users_email_key DO NOTHING
+            RETURNING id
+        )
+        SELECT id AS "id!: UserId" FROM inserted
+        UNION ALL SELECT id FROM users WHERE email = $1::text AND password_hash = $2
         "#,
         email.lowered(),
         password_hash as _,

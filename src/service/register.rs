@@ -40,7 +40,15 @@ pub async fn register(
         return Err(Error::EmailTaken);
     }
     let hash = slot.hash(password).await?;
-    let created = db::users::insert(&app.db, email, &hash, role, app.clock.now()).await?;
+    let (hash, now) = (&hash, app.clock.now());
+    let created = db::certain::execute(&app.db, |mut connection, again| async move {
+        match db::users::insert(&mut *connection, email, hash, role, now).await? {
+            // Perhaps an earlier attempt, which was being committed just then.
+            None if again => db::users::insert(&mut *connection, email, hash, role, now).await,
+            created => Ok(created),
+        }
+    });
+    let created = created.await?;
     audit("register", if created.is_some() { "success" } else { "email_taken" }, created, None, client.ip);
     created.map(|_| ()).ok_or(Error::EmailTaken)
 }

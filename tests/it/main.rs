@@ -5,6 +5,9 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod forge;
+#[path = "../load/forwarder.rs"]
+#[expect(dead_code, reason = "the drills use more of it")]
+mod forwarder;
 mod recorder;
 mod support;
 
@@ -19,6 +22,7 @@ mod http;
 mod login;
 mod login_batch;
 mod logout;
+mod lost_connection;
 mod metrics;
 mod origin;
 mod password;

@@ -20,7 +20,7 @@ async fn a_registration_is_a_look_and_a_write(pool: PgPool) {
     let app = TestApp::new(pool);
     let recorder = Recorder::start();
     app.register("cust@example.com", "customer").await;
-    assert_sent(&recorder, &["WITH asked", "INSERT INTO users"]);
+    assert_sent(&recorder, &["WITH asked", "WITH inserted AS ( INSERT INTO users"]);
     let again = app.post("/auth/register", json!({"email": "cust@example.com", "password": PASSWORD})).await;
     assert_eq!(again.status, 409);
     assert_sent(&recorder, &["WITH asked"]);

@@ -20,6 +20,8 @@ use sqlx::postgres::PgRow;
 use tower::ServiceExt;
 use uuid::Uuid;
 
+use crate::forwarder::Forwarder;
+
 /// At least 32 bytes, so that production would take it, too.
 pub(crate) const SECRET: &str = "a secret that only the tests know!";
 pub(crate) const PASSWORD: &str = "P@ssw0rd!";
@@ -139,6 +141,15 @@ impl TestApp {
         let config = config(flags);
         let refresh_db = db::refresh_pool(&pool.connect_options(), connections);
         let app = App::with_pools(config, clock.clone(), pool.clone(), &refresh_db).unwrap();
+        Self { service: http::build(app.clone()), app, db: pool, refresh_db, clock }
+    }
+
+    /// Reaches its database through `line`; the test itself has a connection of its own.
+    pub(crate) fn behind(line: &Forwarder, pool: PgPool, flags: &[&str]) -> Self {
+        let options = (*pool.connect_options()).clone().host("127.0.0.1").port(line.port());
+        let refresh_db = db::refresh_pool(&options, auth::app::REFRESH_CONNECTIONS);
+        let clock = Clock::system();
+        let app = App::with_pools(config(flags), clock.clone(), db::pool(&options, 4), &refresh_db).unwrap();
         Self { service: http::build(app.clone()), app, db: pool, refresh_db, clock }
     }
 
