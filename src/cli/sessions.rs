@@ -7,6 +7,7 @@ use super::output::{print, print_row};
 use super::{CliError, Who, begin};
 use crate::clock::Clock;
 use crate::domain::ids::SessionId;
+use crate::domain::page::PageSize;
 use crate::service::audit::Actor;
 use crate::service::sessions::{self, Session};
 
@@ -34,10 +35,13 @@ pub(super) async fn run(command: SessionCommand) -> Result<(), CliError> {
             let db = begin(&who.database)?;
             let user = who.find(&db).await?;
             print_row(&["id", "opened", "last seen", "state", "address", "user agent"])?;
-            for session in sessions::list_of(&db, user.id, true, now).await? {
-                print_session(&session)?;
+            let mut after = None;
+            loop {
+                let page = sessions::list_all(&db, user.id, after, PageSize::MAX).await?;
+                page.entries.iter().try_for_each(print_session)?;
+                let Some(last) = page.next_after() else { return Ok(()) };
+                after = Some(last.id);
             }
-            Ok(())
         }
         SessionCommand::End { who, id } => {
             let db = begin(&who.database)?;

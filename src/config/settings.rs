@@ -172,6 +172,10 @@ pub struct Config {
     #[arg(env, default_value = "admin", in_development = "public", value_name = "WHO", help_heading = "Access",
         value_parser = word(&[("admin", UsersListAccess::Admin), ("public", UsersListAccess::Public)]))]
     pub users_list_access: UsersListAccess,
+    /// Live sessions of one user; one more ends the oldest
+    #[arg(env, default_value = "100", value_name = "COUNT", help_heading = "Access",
+        value_parser = whole(1..=100_000_i64))]
+    pub max_sessions_per_user: i64,
     #[command(flatten)]
     pub history: HistorySettings,
     /// Time between clean-ups, give or take a fifth; 0 turns them off

@@ -37,12 +37,16 @@ const NAMED: [(&str, &[&str]); 2] = [
 ];
 
 /// Tables and indexes that the migrations make, and so must not exist yet.
-const MADE: [&str; 9] = [
+const MADE: [&str; 13] = [
     "sessions",
     "sessions_pkey",
     "sessions_user_id_idx",
     "sessions_ended_at_idx",
+    "sessions_live_idx",
+    "sessions_user_id_id_idx",
     "refresh_tokens_user_id_session_id_idx",
+    "refresh_tokens_user_id_session_id_id_idx",
+    "users_admin_idx",
     "users_lower_email_idx",
     "users_bcrypt_cost_idx",
     "auth_throttle",

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use sqlx::{PgConnection, PgExecutor};
 
 use super::batch::{BatchedCall, column};
+use super::sessions;
 use super::timestamp::Timestamp;
 use super::unanswered::Settle;
 use crate::domain::client::ClientInfo;
@@ -29,6 +30,8 @@ pub struct Rotation {
     pub next_expires_at: DateTime<Utc>,
     /// Of the client, for a session that is opened.
     pub client: ClientInfo,
+    /// How many live sessions the user may have, if this opens one.
+    pub max_sessions: i64,
     pub now: DateTime<Utc>,
 }
 
@@ -74,6 +77,7 @@ impl BatchedCall for Rotation {
 /// anew, so of two that present one token exactly one succeeds. The second half of the last part runs only where a
 /// token was refused; it sees the rows as they were when the statement began.
 async fn rotate(connection: &mut PgConnection, rotations: &[&Rotation]) -> sqlx::Result<Vec<Decision>> {
+    let max_sessions = rotations.iter().map(|rotation| rotation.max_sessions).min().unwrap_or(i64::MAX);
     let rows = sqlx::query!(
         r#"
         WITH presented AS (
@@ -108,12 +112,24 @@ async fn rotate(connection: &mut PgConnection, rotations: &[&Rotation]) -> sqlx:
             INSERT INTO refresh_tokens (user_id, jti, token_hash, expires_at, revoked, created_at, session_id)
             SELECT user_id, next_jti, next_hash, next_expires_at, false, now, session_id FROM rotated
         )
-        SELECT position AS "position!", role AS "role?: Role", false AS "overlapped!" FROM rotated
+        SELECT
+            position AS "position!",
+            role AS "role?: Role",
+            false AS "overlapped!",
+            CASE WHEN NOT names_session AND (
+                SELECT count(*) FROM (
+                    SELECT FROM sessions
+                    WHERE sessions.user_id = rotated.user_id AND sessions.ended_at IS NULL
+                    LIMIT $12
+                ) AS live
+            ) >= $12 THEN user_id END AS "crowded_user?: UserId"
+        FROM rotated
         UNION ALL
         SELECT
             presented.position,
             CASE WHEN token.successor_jti = presented.next_jti THEN owner.role END,
-            NOT token.revoked
+            NOT token.revoked,
+            NULL
         FROM unnest($1::text[], $2::text[], $6::text[])
             WITH ORDINALITY AS presented (jti, token_hash, next_jti, position)
         JOIN refresh_tokens AS token ON token.jti = presented.jti AND token.token_hash = presented.token_hash
@@ -132,11 +148,15 @@ async fn rotate(connection: &mut PgConnection, rotations: &[&Rotation]) -> sqlx:
         column(rotations, |rotation| rotation.client.user_agent.as_deref()) as _,
         &column(rotations, |rotation| IpNet::from(rotation.client.ip)),
         &column(rotations, |rotation| rotation.now.naive_utc()),
+        max_sessions,
     )
-    .fetch_all(connection)
+    .fetch_all(&mut *connection)
     .await?;
     let mut answers = vec![Decision::Refused { overlapped: false }; rotations.len()];
     for row in rows {
+        if let Some(user_id) = row.crowded_user {
+            sessions::end_surplus(connection, user_id, max_sessions, rotations[0].now).await;
+        }
         // `WITH ORDINALITY` counts from one.
         let answer = usize::try_from(row.position - 1).ok().and_then(|index| answers.get_mut(index));
         *answer.expect("BUG: the statement numbers the rotations it was given") = match row.role {
@@ -311,8 +331,8 @@ pub async fn owner(
     .await
 }
 
-/// Logs a token out: its session ends, if it has one, and every token of it is revoked. Says whose it was, if the token
-/// is known.
+/// Logs a token out: its session ends, if it has one, and the valid token of it is revoked. Says whose it was, if the
+/// token is known.
 ///
 /// One statement, unless a refresh overtakes it: that has inserted a successor (and, for a token of the Python service,
 /// opened a session) which the statement cannot see. Then it is done once more.
@@ -326,24 +346,29 @@ pub async fn log_out(
             r#"
             WITH presented AS (
                 SELECT id, user_id, session_id FROM refresh_tokens WHERE jti = $1 AND token_hash = $2
+            ), latest AS (
+                SELECT token.id, token.created_at
+                FROM presented
+                CROSS JOIN LATERAL (
+                    SELECT id, created_at FROM refresh_tokens
+                    WHERE user_id = presented.user_id AND session_id = presented.session_id
+                    ORDER BY id DESC
+                    LIMIT 1
+                ) AS token
             ), ended AS (
                 UPDATE sessions
-                SET ended_at = $3, end_reason = 'logout', last_seen_at = greatest(sessions.last_seen_at, (
-                    SELECT max(created_at) FROM refresh_tokens
-                    WHERE refresh_tokens.user_id = presented.user_id
-                      AND refresh_tokens.session_id = presented.session_id
-                ))
+                SET ended_at = $3, end_reason = 'logout',
+                    last_seen_at = greatest(sessions.last_seen_at, (SELECT created_at FROM latest))
                 FROM presented
                 WHERE sessions.id = presented.session_id AND sessions.ended_at IS NULL
             ), seen AS (
-                SELECT token.id FROM refresh_tokens AS token, presented
-                WHERE token.user_id = presented.user_id AND NOT token.revoked
-                  AND (token.session_id = presented.session_id OR token.id = presented.id)
+                SELECT id FROM refresh_tokens
+                WHERE id = ANY (ARRAY(SELECT id FROM latest UNION SELECT id FROM presented)) AND NOT revoked
             ), live AS (
-                SELECT id FROM refresh_tokens WHERE id IN (SELECT id FROM seen) AND NOT revoked
+                SELECT id FROM refresh_tokens WHERE id = ANY (ARRAY(SELECT id FROM seen)) AND NOT revoked
                 ORDER BY jti FOR NO KEY UPDATE
             ), revoked AS (
-                UPDATE refresh_tokens SET revoked = true WHERE id IN (SELECT id FROM live)
+                UPDATE refresh_tokens SET revoked = true WHERE id = ANY (ARRAY(SELECT id FROM live))
             )
             SELECT
                 user_id AS "user_id: UserId",
@@ -363,22 +388,25 @@ pub async fn log_out(
     }
 }
 
-/// Revokes what a user has of tokens without a session, which are the Python service's and not refreshed here yet;
-/// all but `except`.
-pub async fn revoke_sessionless(
+/// Revokes what a user has of tokens without a session, all but `except` (see [`super::sessions::end_all`]).
+pub(super) async fn revoke_sessionless(
     executor: impl PgExecutor<'_>,
     user_id: UserId,
     except: Option<&Jti>,
-) -> sqlx::Result<u64> {
+) -> sqlx::Result<()> {
     sqlx::query!(
         r"
-        UPDATE refresh_tokens SET revoked = true
-        WHERE user_id = $1 AND session_id IS NULL AND NOT revoked AND jti IS DISTINCT FROM $2
+        WITH live AS (
+            SELECT id FROM refresh_tokens
+            WHERE user_id = $1 AND session_id IS NULL AND NOT revoked AND jti IS DISTINCT FROM $2
+            ORDER BY jti FOR NO KEY UPDATE
+        )
+        UPDATE refresh_tokens SET revoked = true WHERE id = ANY (ARRAY(SELECT id FROM live))
         ",
         user_id as _,
         except.map(Jti::as_str),
     )
     .execute(executor)
     .await
-    .map(|done| done.rows_affected())
+    .map(|_| ())
 }

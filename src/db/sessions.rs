@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::batch::{BatchedCall, column};
+use super::refresh_tokens;
 use super::timestamp::Timestamp;
 use super::unanswered::Settle;
 use crate::domain::client::ClientInfo;
@@ -35,6 +36,8 @@ pub struct NewSession {
     pub expires_at: DateTime<Utc>,
     /// Where the login was counted in case its password was wrong; that is taken back.
     pub counted: Vec<Bucket>,
+    /// How many live sessions the user may have with this one.
+    pub max_sessions: i64,
     pub now: DateTime<Utc>,
 }
 
@@ -50,13 +53,26 @@ pub struct Session {
     pub ip: Option<IpAddr>,
 }
 
-/// Which of a user's sessions are meant.
+/// What is left alone where everything of a user ends.
 #[derive(Clone, Copy, Debug)]
-pub enum Which {
-    One(SessionId),
-    AllBut(SessionId),
-    All,
+pub enum Except<'a> {
+    Nothing,
+    Session(SessionId),
+    /// A token without a session.
+    Token(&'a Jti),
 }
+
+/// Which of a user's live sessions are meant.
+#[derive(Clone, Copy)]
+enum Which {
+    One(SessionId),
+    AllBut(Option<SessionId>),
+    /// All but so many of the newest.
+    Surplus(i64),
+}
+
+/// How many sessions beyond the limit end at once, at most; the next login ends more.
+const SURPLUS_AT_ONCE: i64 = 1000;
 
 impl BatchedCall for NewSession {
     /// False if the account has another hash by now: somebody changed the password or refreshed the hash in between,
@@ -73,7 +89,8 @@ impl BatchedCall for NewSession {
         sessions.sort_by_key(|session| session.user_id.0);
         let counted: Vec<(SessionId, &Bucket)> =
             sessions.iter().flat_map(|session| session.counted.iter().map(|bucket| (session.id, bucket))).collect();
-        let opened = sqlx::query_scalar!(
+        let max_sessions = calls.iter().map(|session| session.max_sessions).min().unwrap_or(i64::MAX);
+        let opened = sqlx::query!(
             r#"
             WITH asked AS (
                 SELECT * FROM unnest(
@@ -114,9 +131,22 @@ impl BatchedCall for NewSession {
             ), inserted AS (
                 INSERT INTO refresh_tokens (user_id, jti, token_hash, expires_at, revoked, created_at, session_id)
                 SELECT user_id, jti, token_hash, expires_at, false, now, id FROM admitted
-                RETURNING session_id
+                RETURNING session_id, user_id
             )
-            SELECT session_id AS "id!: SessionId" FROM inserted UNION ALL SELECT id FROM known
+            SELECT
+                session_id AS "id!: SessionId",
+                CASE WHEN (
+                    SELECT count(*) FROM (
+                        SELECT FROM sessions
+                        WHERE sessions.user_id = inserted.user_id AND sessions.ended_at IS NULL
+                        LIMIT $14
+                    ) AS live
+                ) + (
+                    SELECT count(*) FROM admitted WHERE admitted.user_id = inserted.user_id
+                ) > $14 THEN user_id END AS "crowded_user?: UserId"
+            FROM inserted
+            UNION ALL
+            SELECT id, NULL FROM known
             "#,
             &column(&sessions, |session| session.id.0),
             &column(&sessions, |session| session.user_id.0),
@@ -131,10 +161,17 @@ impl BatchedCall for NewSession {
             &counted.iter().map(|(id, _)| id.0).collect::<Vec<_>>(),
             &counted.iter().map(|(_, bucket)| bucket.key.0.clone()).collect::<Vec<_>>(),
             &counted.iter().map(|(_, bucket)| bucket.limit.step()).collect::<Vec<_>>(),
+            max_sessions,
         )
-        .fetch_all(connection)
+        .fetch_all(&mut *connection)
         .await?;
-        Ok(calls.iter().map(|session| opened.contains(&session.id)).collect())
+        let mut crowded_users: Vec<UserId> = opened.iter().filter_map(|row| row.crowded_user).collect();
+        crowded_users.sort_by_key(|id| id.0);
+        crowded_users.dedup();
+        for user_id in crowded_users {
+            end_surplus(connection, user_id, max_sessions, calls[0].now).await;
+        }
+        Ok(calls.iter().map(|session| opened.iter().any(|opened| opened.id == session.id)).collect())
     }
 }
 
@@ -155,7 +192,7 @@ impl Settle for OpenedSession {
             r"
             WITH tokens AS (
                 DELETE FROM refresh_tokens WHERE jti = ANY ($2) AND session_id = ANY ($1) AND NOT revoked
-                RETURNING session_id
+                RETURNING session_id, user_id
             )
             DELETE FROM sessions WHERE id IN (SELECT session_id FROM tokens)
             ",
@@ -168,111 +205,244 @@ impl Settle for OpenedSession {
     }
 }
 
-/// A user's sessions, latest first: those that can still refresh, and on request those that ended.
-pub async fn list(
-    executor: impl PgExecutor<'_>,
-    user_id: UserId,
-    with_ended: bool,
-    now: DateTime<Utc>,
-) -> sqlx::Result<Vec<Session>> {
-    let rows = sqlx::query!(
-        r#"
-        SELECT
-            sessions.id AS "id: SessionId",
-            sessions.created_at AS "created_at: Timestamp",
-            greatest(sessions.last_seen_at, tokens.latest) AS "last_seen_at!: Timestamp",
-            sessions.ended_at AS "ended_at: Timestamp",
-            sessions.end_reason,
-            sessions.user_agent,
-            sessions.ip
-        FROM sessions
-        CROSS JOIN LATERAL (
-            SELECT max(created_at) AS latest, coalesce(bool_or(NOT revoked AND expires_at > $3), false) AS live
-            FROM refresh_tokens
-            WHERE refresh_tokens.user_id = $1 AND refresh_tokens.session_id = sessions.id
-        ) AS tokens
-        WHERE sessions.user_id = $1 AND ($2 OR (sessions.ended_at IS NULL AND tokens.live))
-        ORDER BY 3 DESC, sessions.id DESC
-        LIMIT 1000
-        "#,
-        user_id as _,
-        with_ended,
-        now.naive_utc(),
-    )
-    .fetch_all(executor)
-    .await?;
-    Ok(rows
-        .into_iter()
-        .map(|row| Session {
+/// A row of a list of sessions.
+struct Row {
+    id: SessionId,
+    created_at: Timestamp,
+    last_seen_at: Timestamp,
+    ended_at: Option<Timestamp>,
+    end_reason: Option<String>,
+    user_agent: Option<String>,
+    ip: Option<IpNet>,
+}
+
+impl From<Row> for Session {
+    fn from(row: Row) -> Self {
+        Self {
             id: row.id,
             created_at: row.created_at.0,
             last_seen_at: row.last_seen_at.0,
             ended: row.ended_at.map(|at| (at.0, row.end_reason.as_deref().and_then(EndReason::from_stored))),
             user_agent: row.user_agent,
             ip: row.ip.map(|net| net.addr()),
-        })
-        .collect())
+        }
+    }
 }
 
-/// Ends sessions of one user and returns how many were alive.
+/// A page of a user's sessions that can still refresh, by the time they were opened, latest first; those older than
+/// `after`.
+///
+/// Only the latest token of a session can be valid: whatever came before was used to get it.
+pub async fn list_live(
+    executor: impl PgExecutor<'_>,
+    user_id: UserId,
+    after: Option<SessionId>,
+    limit: i64,
+    now: DateTime<Utc>,
+) -> sqlx::Result<Vec<Session>> {
+    let rows = sqlx::query_as!(
+        Row,
+        r#"
+        SELECT
+            sessions.id AS "id: SessionId",
+            sessions.created_at AS "created_at: Timestamp",
+            greatest(sessions.last_seen_at, latest.created_at) AS "last_seen_at!: Timestamp",
+            sessions.ended_at AS "ended_at: Timestamp",
+            sessions.end_reason,
+            sessions.user_agent,
+            sessions.ip
+        FROM sessions
+        CROSS JOIN LATERAL (
+            SELECT created_at, NOT revoked AND expires_at > $4 AS valid
+            FROM refresh_tokens AS token
+            WHERE token.user_id = $1 AND token.session_id = sessions.id
+            ORDER BY token.id DESC
+            LIMIT 1
+        ) AS latest
+        WHERE sessions.user_id = $1 AND sessions.ended_at IS NULL AND latest.valid
+          AND sessions.id < coalesce($2, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
+        ORDER BY sessions.id DESC
+        LIMIT $3
+        "#,
+        user_id as _,
+        after as _,
+        limit,
+        now.naive_utc(),
+    )
+    .fetch_all(executor)
+    .await?;
+    Ok(rows.into_iter().map(Session::from).collect())
+}
+
+/// As [`list_live`], with those that ended or cannot refresh any more.
+pub async fn list_all(
+    executor: impl PgExecutor<'_>,
+    user_id: UserId,
+    after: Option<SessionId>,
+    limit: i64,
+) -> sqlx::Result<Vec<Session>> {
+    let rows = sqlx::query_as!(
+        Row,
+        r#"
+        SELECT
+            sessions.id AS "id: SessionId",
+            sessions.created_at AS "created_at: Timestamp",
+            greatest(sessions.last_seen_at, (
+                SELECT created_at FROM refresh_tokens AS token
+                WHERE token.user_id = $1 AND token.session_id = sessions.id
+                ORDER BY token.id DESC
+                LIMIT 1
+            )) AS "last_seen_at!: Timestamp",
+            sessions.ended_at AS "ended_at: Timestamp",
+            sessions.end_reason,
+            sessions.user_agent,
+            sessions.ip
+        FROM sessions
+        WHERE sessions.user_id = $1
+          AND sessions.id < coalesce($2, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
+        ORDER BY sessions.id DESC
+        LIMIT $3
+        "#,
+        user_id as _,
+        after as _,
+        limit,
+    )
+    .fetch_all(executor)
+    .await?;
+    Ok(rows.into_iter().map(Session::from).collect())
+}
+
+/// Ends one session of a user. Says whether it was alive.
+pub async fn end_one(
+    connection: &mut PgConnection,
+    user_id: UserId,
+    id: SessionId,
+    reason: EndReason,
+    now: DateTime<Utc>,
+) -> sqlx::Result<bool> {
+    Ok(end(connection, user_id, Which::One(id), reason, now).await? > 0)
+}
+
+/// Ends everything of a user but `except`, and returns how many sessions that were. Whatever ends "all" goes through
+/// here.
+///
+/// Tokens without a session, which are the Python service's and not refreshed here yet, are revoked first: one whose
+/// refresh is in flight is waited for there, and the session that it opened is among those that end then.
+pub async fn end_all(
+    connection: &mut PgConnection,
+    user_id: UserId,
+    except: Except<'_>,
+    reason: EndReason,
+    now: DateTime<Utc>,
+) -> sqlx::Result<u64> {
+    let (session, token) = match except {
+        Except::Nothing => (None, None),
+        Except::Session(id) => (Some(id), None),
+        Except::Token(jti) => (None, Some(jti)),
+    };
+    refresh_tokens::revoke_sessionless(&mut *connection, user_id, token).await?;
+    end(connection, user_id, Which::AllBut(session), reason, now).await
+}
+
+/// Ends the oldest sessions of a user that has more than `max` live ones. The new session, for which they give way, is
+/// committed; so a failure is not its caller's, and is mended by the next login.
+pub(super) async fn end_surplus(connection: &mut PgConnection, user_id: UserId, max: i64, now: DateTime<Utc>) {
+    if let Err(error) = end(connection, user_id, Which::Surplus(max), EndReason::SessionLimit, now).await {
+        let error = &error as &dyn std::error::Error;
+        tracing::warn!(error, user.id = user_id.0, "could not end the oldest sessions of a user");
+    }
+}
+
+/// Ends live sessions of one user and returns how many those were. What is no longer alive costs nothing.
 ///
 /// The first statement is the end. A refresh that is in flight at that moment may still insert a successor the
 /// statement cannot see; the session being over, it is worth nothing here, and the second statement, which sees it,
-/// marks it for the Python service.
-pub async fn end(
+/// marks it for the Python service. Rows are picked by arrays, so that no estimate can lead to a scan of a table.
+async fn end(
     connection: &mut PgConnection,
     user_id: UserId,
     which: Which,
     reason: EndReason,
     now: DateTime<Utc>,
 ) -> sqlx::Result<u64> {
-    let (only, except) = match which {
-        Which::One(id) => (Some(id), None),
-        Which::AllBut(id) => (None, Some(id)),
-        Which::All => (None, None),
+    let (only, except, keep, at_once) = match which {
+        Which::One(id) => (Some(id), None, 0, None),
+        Which::AllBut(id) => (None, id, 0, None),
+        Which::Surplus(keep) => (None, None, keep, Some(SURPLUS_AT_ONCE)),
     };
     let ended = sqlx::query_scalar!(
         r#"
-        WITH ended AS (
-            UPDATE sessions
-            SET ended_at = $4, end_reason = $5, last_seen_at = greatest(last_seen_at, (
-                SELECT max(created_at) FROM refresh_tokens
-                WHERE refresh_tokens.user_id = $1 AND refresh_tokens.session_id = sessions.id
-            ))
+        WITH doomed AS (
+            SELECT id
+            FROM sessions
             WHERE user_id = $1 AND ended_at IS NULL
               AND ($2::uuid IS NULL OR id = $2) AND ($3::uuid IS NULL OR id <> $3)
-            RETURNING id
+              AND id <= (
+                  SELECT id FROM sessions WHERE user_id = $1 AND ended_at IS NULL ORDER BY id DESC OFFSET $6 LIMIT 1
+              )
+            ORDER BY id
+            LIMIT $7
+            FOR NO KEY UPDATE
+        ), latest AS (
+            SELECT token.id
+            FROM doomed
+            CROSS JOIN LATERAL (
+                SELECT id FROM refresh_tokens
+                WHERE user_id = $1 AND session_id = doomed.id
+                ORDER BY id DESC
+                LIMIT 1
+            ) AS token
+        ), ended AS (
+            UPDATE sessions
+            SET ended_at = $4, end_reason = $5, last_seen_at = greatest(last_seen_at, (
+                SELECT created_at FROM refresh_tokens
+                WHERE user_id = $1 AND session_id = sessions.id
+                ORDER BY refresh_tokens.id DESC
+                LIMIT 1
+            ))
+            WHERE id = ANY (ARRAY(SELECT id FROM doomed))
         ), live AS (
             SELECT id FROM refresh_tokens
-            WHERE user_id = $1 AND session_id IN (SELECT id FROM ended) AND NOT revoked
+            WHERE id = ANY (ARRAY(SELECT id FROM latest)) AND NOT revoked
             ORDER BY jti FOR NO KEY UPDATE
         ), revoked AS (
-            UPDATE refresh_tokens SET revoked = true WHERE id IN (SELECT id FROM live)
+            UPDATE refresh_tokens SET revoked = true WHERE id = ANY (ARRAY(SELECT id FROM live))
         )
-        SELECT count(*) AS "count!" FROM ended
+        SELECT id AS "id: SessionId" FROM doomed
         "#,
         user_id as _,
         only as _,
         except as _,
         now.naive_utc(),
         reason.as_str(),
+        keep,
+        at_once,
     )
-    .fetch_one(&mut *connection)
+    .fetch_all(&mut *connection)
     .await?;
     // Usually once; again only while refreshes follow each other this fast.
-    let mut overtaken = ended > 0;
+    let mut overtaken = !ended.is_empty();
     while overtaken {
         let revoked = sqlx::query!(
             r"
             UPDATE refresh_tokens SET revoked = true
-            WHERE user_id = $1 AND NOT revoked
-              AND session_id IN (SELECT id FROM sessions WHERE user_id = $1 AND ended_at IS NOT NULL)
+            WHERE NOT revoked AND id = ANY (ARRAY(
+                SELECT latest.id
+                FROM unnest($2::uuid[]) AS ended (id)
+                CROSS JOIN LATERAL (
+                    SELECT id FROM refresh_tokens
+                    WHERE user_id = $1 AND session_id = ended.id
+                    ORDER BY id DESC
+                    LIMIT 1
+                ) AS latest
+            ))
             ",
             user_id as _,
+            &ended[..] as _,
         )
         .execute(&mut *connection)
         .await?;
         overtaken = revoked.rows_affected() > 0;
     }
-    Ok(u64::try_from(ended).unwrap_or(0))
+    Ok(ended.len() as u64)
 }

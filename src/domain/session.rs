@@ -17,10 +17,12 @@ pub enum EndReason {
     Expired,
     /// The user was deleted.
     UserDeleted,
+    /// The user opened more sessions than one may have (`MAX_SESSIONS_PER_USER`); this was the oldest.
+    SessionLimit,
 }
 
 impl EndReason {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Logout,
         Self::LoggedOutElsewhere,
         Self::ReplayDetected,
@@ -28,6 +30,7 @@ impl EndReason {
         Self::ByAdmin,
         Self::Expired,
         Self::UserDeleted,
+        Self::SessionLimit,
     ];
 
     /// The name that is stored and sent.
@@ -41,6 +44,7 @@ impl EndReason {
             Self::ByAdmin => "by_admin",
             Self::Expired => "expired",
             Self::UserDeleted => "user_deleted",
+            Self::SessionLimit => "session_limit",
         }
     }
 

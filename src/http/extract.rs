@@ -8,6 +8,7 @@ use axum::extract::{FromRequestParts, RawQuery};
 use axum::http::header::{AUTHORIZATION, USER_AGENT};
 use axum::http::request::Parts;
 use serde_json::Value;
+use uuid::Uuid;
 
 use super::error::ApiError;
 use super::problem::{Location, Problem};
@@ -151,6 +152,19 @@ impl Query {
     pub(super) fn page_size(&self) -> Result<PageSize, ApiError> {
         let size = self.number("limit", 1..=PageSize::MAX.get())?;
         Ok(size.and_then(PageSize::new).unwrap_or_default())
+    }
+
+    /// An id of a session, refused in pydantic's words.
+    pub(super) fn id(&self, name: &'static str) -> Result<Option<Uuid>, ApiError> {
+        let parse = |text: &str| {
+            Uuid::try_parse(text).map_err(|_| {
+                let msg = "Input should be a valid UUID";
+                let problem =
+                    Problem::new("uuid_parsing", Location::Query(name), msg, None, "", Value::String(text.into()));
+                ApiError::from(vec![problem])
+            })
+        };
+        self.text(name).map(parse).transpose()
     }
 
     /// A whole number within bounds.

@@ -1,18 +1,19 @@
 //! `/auth/sessions`: where somebody is signed in, and ending it.
 
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::answer::{Json, rfc3339};
+use super::answer::{Json, link_to_next, rfc3339};
 use super::error::ApiError;
-use super::extract::{PathSegment, SignedIn};
-use super::openapi::{NotFound, Unauthorized, Unavailable};
+use super::extract::{PathSegment, Query, SignedIn};
+use super::openapi::{NotFound, ParameterErrors, Unauthorized, Unavailable};
 use crate::app::App;
 use crate::domain::client::ClientInfo;
 use crate::domain::ids::SessionId;
+use crate::domain::page::{Page, PageSize};
 use crate::error::Error;
 use crate::service::sessions;
 
@@ -47,13 +48,38 @@ impl Session {
     }
 }
 
+/// Answers with a page of sessions, and the way to the next one.
+pub(super) fn listed(
+    path: &str,
+    size: PageSize,
+    page: Page<sessions::Session>,
+    current: Option<SessionId>,
+) -> (HeaderMap, Json<Vec<Session>>) {
+    let link = link_to_next(path, size, page.next_after().map(|session| session.id));
+    (link, Json(page.entries.into_iter().map(|session| Session::new(session, current)).collect()))
+}
+
 /// Where the bearer is signed in
+///
+/// By the time they were opened, latest first. While more follow, a `Link` header with `rel="next"` names the next page.
 #[utoipa::path(get, path = "/auth/sessions", tag = "sessions",
     security(("bearer" = [])),
-    responses((status = 200, description = "Latest first", body = Vec<Session>), Unauthorized, Unavailable))]
-pub(super) async fn list(State(app): State<App>, SignedIn(bearer): SignedIn) -> Result<Json<Vec<Session>>, ApiError> {
-    let sessions = sessions::list(&app, &bearer).await?;
-    Ok(Json(sessions.into_iter().map(|session| Session::new(session, bearer.session_id)).collect()))
+    params(
+        ("limit" = Option<i64>, Query, description = "Sessions on a page", minimum = 1, maximum = 1000),
+        ("after" = Option<Uuid>, Query, description = "Only sessions that were opened before this one"),
+    ),
+    responses(
+        (status = 200, description = "Latest first", body = Vec<Session>, headers(("Link" = String, description = "The next page"))),
+        Unauthorized, ParameterErrors, Unavailable,
+    ))]
+pub(super) async fn list(
+    State(app): State<App>,
+    SignedIn(bearer): SignedIn,
+    query: Query,
+) -> Result<(HeaderMap, Json<Vec<Session>>), ApiError> {
+    let (size, after) = (query.page_size()?, query.id("after")?.map(SessionId));
+    let page = sessions::list(&app, &bearer, after, size).await?;
+    Ok(listed("/auth/sessions", size, page, bearer.session_id))
 }
 
 /// Sign out somewhere

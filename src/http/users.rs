@@ -12,10 +12,10 @@ use super::extract::{Admin, MayListUsers, PathSegment, Query, SignedIn, whole_nu
 use super::fields::Fields;
 use super::openapi::{BodyErrors, Forbidden, NotFound, ParameterErrors, Unauthorized, Unavailable};
 use super::problem::{Location, Problem};
-use super::sessions::Session;
+use super::sessions::{Session, listed};
 use crate::app::App;
 use crate::domain::client::ClientInfo;
-use crate::domain::ids::UserId;
+use crate::domain::ids::{SessionId, UserId};
 use crate::domain::role::Role;
 use crate::service::{sessions, users};
 
@@ -173,20 +173,29 @@ pub(super) async fn delete(
 }
 
 /// A user's live sessions
+///
+/// By the time they were opened, latest first. While more follow, a `Link` header with `rel="next"` names the next page.
 #[utoipa::path(get, path = "/users/{id}/sessions", tag = "users",
     security(("bearer" = [])),
-    params(("id" = i64, Path)),
+    params(
+        ("id" = i64, Path),
+        ("limit" = Option<i64>, Query, description = "Sessions on a page", minimum = 1, maximum = 1000),
+        ("after" = Option<Uuid>, Query, description = "Only sessions that were opened before this one"),
+    ),
     responses(
-        (status = 200, description = "Latest first", body = Vec<Session>),
+        (status = 200, description = "Latest first", body = Vec<Session>, headers(("Link" = String, description = "The next page"))),
         Unauthorized, Forbidden, NotFound, ParameterErrors, Unavailable,
     ))]
 pub(super) async fn list_sessions(
     State(app): State<App>,
     Admin(admin): Admin,
     PathSegment(id): PathSegment,
-) -> Result<Json<Vec<Session>>, ApiError> {
-    let sessions = sessions::list_of(&app.db, user_id(&id)?, false, app.clock.now()).await?;
-    Ok(Json(sessions.into_iter().map(|session| Session::new(session, admin.session_id)).collect()))
+    query: Query,
+) -> Result<(HeaderMap, Json<Vec<Session>>), ApiError> {
+    let id = user_id(&id)?;
+    let (size, after) = (query.page_size()?, query.id("after")?.map(SessionId));
+    let page = sessions::list_of(&app.db, id, after, size, app.clock.now()).await?;
+    Ok(listed(&format!("/users/{id}/sessions"), size, page, admin.session_id))
 }
 
 /// Sign a user out everywhere

@@ -3,7 +3,7 @@
 use super::audit::audit;
 use crate::app::App;
 use crate::db;
-use crate::db::sessions::Which;
+use crate::db::sessions::Except;
 use crate::domain::client::ClientInfo;
 use crate::domain::session::EndReason;
 use crate::error::Error;
@@ -29,10 +29,9 @@ pub async fn logout(app: &App, token: &str, scope: Scope, client: &ClientInfo) -
     }
     let owner = db::refresh_tokens::owner(&app.db, &presented, now).await?;
     let owner = owner.filter(|owner| owner.current).ok_or(Error::RefreshRefused(None))?;
-    let others = owner.session_id.map_or(Which::All, Which::AllBut);
+    let others = owner.session_id.map_or(Except::Token(&presented.jti), Except::Session);
     let mut transaction = app.db.begin().await?;
-    db::sessions::end(&mut transaction, owner.user_id, others, EndReason::LoggedOutElsewhere, now).await?;
-    db::refresh_tokens::revoke_sessionless(&mut *transaction, owner.user_id, Some(&presented.jti)).await?;
+    db::sessions::end_all(&mut transaction, owner.user_id, others, EndReason::LoggedOutElsewhere, now).await?;
     if scope == Scope::All {
         db::refresh_tokens::log_out(&mut transaction, &presented, now).await?;
     }

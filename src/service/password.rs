@@ -10,7 +10,7 @@ use super::tokens::{IssuedSession, TokenPair};
 use crate::app::App;
 use crate::db;
 use crate::db::batch::BatchedCall as _;
-use crate::db::sessions::{NewSession, Which};
+use crate::db::sessions::{Except, NewSession};
 use crate::domain::client::ClientInfo;
 use crate::domain::email::Email;
 use crate::domain::ids::{SessionId, UserId};
@@ -36,13 +36,14 @@ pub async fn change_password(
     let hash = app.hasher.acquire().await?.hash(new).await?;
     let issued = IssuedSession::issue(app, &user, SessionId::generate());
     let session = issued.session(&user, client, verified.account.password_hash, Some(hash), Vec::new());
+    // All others end, and are to say why.
+    let session = NewSession { max_sessions: i64::MAX, ..session };
     let mut transaction = app.db.begin().await?;
     if NewSession::execute(&mut transaction, &[&session]).await? != [true] {
         return Err(Error::InvalidCredentials);
     }
-    let others = Which::AllBut(issued.session_id);
-    db::sessions::end(&mut transaction, user.id, others, EndReason::PasswordChanged, issued.now).await?;
-    db::refresh_tokens::revoke_sessionless(&mut *transaction, user.id, None).await?;
+    let others = Except::Session(issued.session_id);
+    db::sessions::end_all(&mut transaction, user.id, others, EndReason::PasswordChanged, issued.now).await?;
     transaction.commit().await?;
     audit("password_change", "success", Some(user.id), Some(issued.session_id), client.ip);
     Ok(issued.sign(app, &user))
@@ -58,8 +59,8 @@ pub async fn set_password(
 ) -> Result<u64, Error> {
     let mut transaction = db.begin().await?;
     db::users::set_password_hash(&mut *transaction, user_id, hash, now).await?;
-    let ended = db::sessions::end(&mut transaction, user_id, Which::All, EndReason::PasswordChanged, now).await?;
-    db::refresh_tokens::revoke_sessionless(&mut *transaction, user_id, None).await?;
+    let reason = EndReason::PasswordChanged;
+    let ended = db::sessions::end_all(&mut transaction, user_id, Except::Nothing, reason, now).await?;
     transaction.commit().await?;
     audit_by(actor, "password_change", "success", Some(user_id), None);
     Ok(ended)

@@ -21,7 +21,6 @@ use crate::app::App;
 use crate::db;
 use crate::db::batch::BatchError;
 use crate::db::refresh_tokens::{Decision, Exchange, Rotation, TokenState, Used};
-use crate::db::sessions::Which;
 use crate::domain::client::ClientInfo;
 use crate::domain::ids::SessionId;
 use crate::domain::session::EndReason;
@@ -120,6 +119,7 @@ async fn rotate(app: &App, presented: RefreshClaims, client: ClientInfo, now: Da
         next_hash: successor.hash(),
         next_expires_at,
         client,
+        max_sessions: app.config.max_sessions_per_user,
         now,
     };
     let overlapped = match app.token_rotations.submit(rotation).await {
@@ -214,11 +214,11 @@ fn sign_again(app: &App, presented: &RefreshClaims, used: &Used, now: DateTime<U
 /// Committed before the refusal leaves, so that the session is over by the time its holders hear of it.
 async fn end_stolen_session(app: &App, used: &Used, client: IpAddr) -> sqlx::Result<()> {
     let now = app.clock.now();
-    let which = Which::One(used.session_id);
+    let (user_id, id, reason) = (used.user_id, used.session_id, EndReason::ReplayDetected);
     let ended = db::certain::execute(&app.db, |mut connection, _| async move {
-        db::sessions::end(&mut connection, used.user_id, which, EndReason::ReplayDetected, now).await
+        db::sessions::end_one(&mut connection, user_id, id, reason, now).await
     });
-    if ended.await? > 0 {
+    if ended.await? {
         app.metrics.replays_detected.inc();
         tracing::warn!(
             user.id = used.user_id.0,

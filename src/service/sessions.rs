@@ -7,16 +7,22 @@ use super::audit::{Actor, audit, audit_by};
 use super::bearer::Bearer;
 use crate::app::App;
 use crate::db;
+use crate::db::sessions::Except;
 pub use crate::db::sessions::Session;
-use crate::db::sessions::Which;
 use crate::domain::client::ClientInfo;
 use crate::domain::ids::{SessionId, UserId};
+use crate::domain::page::{Page, PageSize};
 use crate::domain::session::EndReason;
 use crate::error::Error;
 
-/// The bearer's own sessions that can still refresh.
-pub async fn list(app: &App, bearer: &Bearer) -> Result<Vec<Session>, Error> {
-    Ok(db::sessions::list(&app.db, bearer.user.id, false, app.clock.now()).await?)
+/// A page of the bearer's own sessions that can still refresh, those older than `after`.
+pub async fn list(
+    app: &App,
+    bearer: &Bearer,
+    after: Option<SessionId>,
+    size: PageSize,
+) -> Result<Page<Session>, Error> {
+    list_of(&app.db, bearer.user.id, after, size, app.clock.now()).await
 }
 
 /// Ends one of the bearer's own sessions. One that is not theirs, or not alive, is not found.
@@ -25,26 +31,36 @@ pub async fn end(app: &App, bearer: &Bearer, id: SessionId, client: &ClientInfo)
     let own = bearer.session_id == Some(id);
     let reason = if own { EndReason::Logout } else { EndReason::LoggedOutElsewhere };
     let mut connection = app.db.acquire().await?;
-    let ended = db::sessions::end(&mut connection, user_id, Which::One(id), reason, app.clock.now()).await?;
-    if ended == 0 {
+    if !db::sessions::end_one(&mut connection, user_id, id, reason, app.clock.now()).await? {
         return Err(Error::NotFound);
     }
     audit("session_end", reason.as_str(), Some(user_id), Some(id), client.ip);
     Ok(())
 }
 
-/// Any user's sessions, for administrators: those that can still refresh, and on request those that ended.
+/// A page of any user's sessions that can still refresh, for administrators.
 pub async fn list_of(
     db: &PgPool,
     user_id: UserId,
-    with_ended: bool,
+    after: Option<SessionId>,
+    size: PageSize,
     now: DateTime<Utc>,
-) -> Result<Vec<Session>, Error> {
-    let sessions = db::sessions::list(db, user_id, with_ended, now).await?;
+) -> Result<Page<Session>, Error> {
+    let sessions = db::sessions::list_live(db, user_id, after, size.rows(), now).await?;
     if sessions.is_empty() && !db::users::exists(db, user_id).await? {
         return Err(Error::NotFound);
     }
-    Ok(sessions)
+    Ok(size.page(sessions))
+}
+
+/// A page of all sessions of a user that are remembered, for the command line.
+pub async fn list_all(
+    db: &PgPool,
+    user_id: UserId,
+    after: Option<SessionId>,
+    size: PageSize,
+) -> Result<Page<Session>, Error> {
+    Ok(size.page(db::sessions::list_all(db, user_id, after, size.rows()).await?))
 }
 
 /// Ends one session of a user, or all of them, for administrators. Returns how many there were.
@@ -56,11 +72,11 @@ pub async fn end_of(
     now: DateTime<Utc>,
 ) -> Result<u64, Error> {
     let mut transaction = db.begin().await?;
-    let which = only.map_or(Which::All, Which::One);
-    let ended = db::sessions::end(&mut transaction, user_id, which, EndReason::ByAdmin, now).await?;
-    if only.is_none() {
-        db::refresh_tokens::revoke_sessionless(&mut *transaction, user_id, None).await?;
-    }
+    let reason = EndReason::ByAdmin;
+    let ended = match only {
+        Some(id) => db::sessions::end_one(&mut transaction, user_id, id, reason, now).await?.into(),
+        None => db::sessions::end_all(&mut transaction, user_id, Except::Nothing, reason, now).await?,
+    };
     if ended == 0 && !db::users::exists(&mut *transaction, user_id).await? {
         return Err(Error::NotFound);
     }

@@ -19,6 +19,7 @@ pub(super) struct IssuedSession {
     refresh: RefreshToken,
     token_hash: TokenHash,
     expires_at: DateTime<Utc>,
+    max_sessions: i64,
     pub now: DateTime<Utc>,
 }
 
@@ -28,7 +29,8 @@ impl IssuedSession {
         let jti = Jti::generate();
         let expires_at = app.tokens.refresh_expiry(now);
         let refresh = app.tokens.sign_refresh(&user.email, &jti, session_id, expires_at);
-        Self { session_id, token_hash: refresh.hash(), jti, refresh, expires_at, now }
+        let max_sessions = app.config.max_sessions_per_user;
+        Self { session_id, token_hash: refresh.hash(), jti, refresh, expires_at, max_sessions, now }
     }
 
     pub(super) fn session(
@@ -49,6 +51,7 @@ impl IssuedSession {
             token_hash: self.token_hash.clone(),
             expires_at: self.expires_at,
             counted,
+            max_sessions: self.max_sessions,
             now: self.now,
         }
     }

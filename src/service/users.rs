@@ -5,7 +5,7 @@ use sqlx::PgPool;
 
 use super::audit::{Actor, audit_by};
 use crate::db;
-use crate::db::sessions::Which;
+use crate::db::sessions::Except;
 pub use crate::db::users::{User, UserDetails};
 use crate::domain::email::Email;
 use crate::domain::ids::UserId;
@@ -54,7 +54,7 @@ pub async fn set_role(db: &PgPool, actor: Actor, id: UserId, role: &Role, now: D
 /// Deletes a user and ends the user's sessions; their rows stay for the reason.
 pub async fn delete(db: &PgPool, actor: Actor, id: UserId, now: DateTime<Utc>) -> Result<(), Error> {
     let mut transaction = db.begin().await?;
-    db::sessions::end(&mut transaction, id, Which::All, EndReason::UserDeleted, now).await?;
+    db::sessions::end_all(&mut transaction, id, Except::Nothing, EndReason::UserDeleted, now).await?;
     if !db::users::delete(&mut *transaction, id).await? {
         return Err(Error::NotFound);
     }

@@ -34,6 +34,7 @@ mod refresh_reuse;
 mod register;
 mod server;
 mod sessions;
+mod sessions_limit;
 mod sessions_race;
 mod statements;
 mod takeover;

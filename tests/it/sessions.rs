@@ -94,6 +94,52 @@ async fn what_can_not_refresh_any_more_is_not_listed(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn a_hundred_are_on_a_page_unless_asked_otherwise_and_the_link_leads_on(pool: PgPool) {
+    let app = TestApp::with(pool, &["--max-sessions-per-user=1000"]);
+    app.register("admin@example.com", "admin").await;
+    let admin = app.login("admin@example.com").await;
+    let mut opened = vec![app.customer("cust@example.com").await];
+    for _ in 0..4 {
+        opened.push(app.login("cust@example.com").await);
+    }
+    let tokens = opened.last().unwrap();
+    let mut expected: Vec<_> = opened.iter().map(|tokens| json!(tokens.session())).collect();
+    expected.reverse();
+    for (path, access) in [("/auth/sessions", &tokens.access), ("/users/2/sessions", &admin.access)] {
+        let mut found = Vec::new();
+        let mut next = Some(format!("{path}?limit=2"));
+        while let Some(page) = next.take() {
+            let answer = app.get_as(&page, access).await;
+            let sessions = answer.json().as_array().unwrap().clone();
+            assert!((1..=2).contains(&sessions.len()), "{page}");
+            found.extend(sessions.iter().map(|session| session["id"].clone()));
+            let link = answer.header("link").map(|link| link.strip_prefix('<').unwrap().to_owned());
+            next = link.map(|link| link.strip_suffix(r#">; rel="next""#).unwrap().to_owned());
+            assert!(next.as_ref().is_none_or(|next| next.starts_with(&format!("{path}?limit=2&after="))), "{next:?}");
+        }
+        assert_eq!(found, expected);
+        let query = json!(["query", "limit"]);
+        app.get_as(&format!("{path}?limit=0"), access).await.assert_problems(&[("greater_than_equal", query.clone())]);
+        app.get_as(&format!("{path}?limit=1001"), access).await.assert_problems(&[("less_than_equal", query)]);
+        let after = json!(["query", "after"]);
+        app.get_as(&format!("{path}?after=x"), access).await.assert_problems(&[("uuid_parsing", after)]);
+    }
+    app.execute(
+        "INSERT INTO sessions (id, user_id, created_at, last_seen_at)
+         SELECT gen_random_uuid(), 2, created_at, created_at FROM sessions, generate_series(1, 20)",
+    )
+    .await;
+    app.execute(
+        "INSERT INTO refresh_tokens (user_id, jti, token_hash, expires_at, session_id)
+         SELECT 2, id::text, 'x', created_at + interval '30 days', id FROM sessions WHERE user_id = 2",
+    )
+    .await;
+    let answer = app.get_as("/auth/sessions", &tokens.access).await;
+    assert_eq!(answer.json().as_array().unwrap().len(), 100);
+    assert!(answer.header("link").is_some_and(|link| link.contains("?limit=100&after=")), "{answer:?}");
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
 async fn another_session_is_ended_from_here(pool: PgPool) {
     let app = TestApp::new(pool);
     let other = app.customer("cust@example.com").await;

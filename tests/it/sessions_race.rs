@@ -2,7 +2,11 @@
 
 use std::pin::Pin;
 
-use axum::http::Method;
+use auth::domain::ids::UserId;
+use auth::domain::password::PasswordHash;
+use auth::service::audit::Actor;
+use auth::service::password::set_password;
+use axum::http::{Method, Request};
 use serde_json::json;
 use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, PgPool, Postgres};
@@ -58,11 +62,12 @@ struct Scene {
     other: Pair,
     admin: Pair,
     user: i64,
+    email: String,
 }
 
 impl Scene {
-    async fn new(app: &TestApp, way: Way) -> Self {
-        let email = format!("{}@example.com", format!("{way:?}").to_lowercase());
+    async fn new(app: &TestApp, name: impl std::fmt::Debug) -> Self {
+        let email = format!("{}@example.com", format!("{name:?}").to_lowercase().replace(['"', ' '], ""));
         app.register(&format!("admin-{email}"), "admin").await;
         Self {
             app: app.clone(),
@@ -70,6 +75,7 @@ impl Scene {
             other: app.login(&email).await,
             admin: app.login(&format!("admin-{email}")).await,
             user: app.user_id(&email).await,
+            email,
         }
     }
 
@@ -135,6 +141,54 @@ async fn a_session_that_ends_while_its_refresh_is_uncommitted_leaves_no_live_tok
         }
         app.get_as("/users/me", &successor.access).await.assert_detail(401, "Invalid access token");
         assert_eq!(app.unrevoked(session).await, 0, "{way:?}");
+    }
+}
+
+/// Ends everything of the customer, in all the ways in which that can happen; the other session asks for it.
+fn end_everything(scene: &Scene, way: &'static str) -> tokio::task::JoinHandle<()> {
+    let (app, other, admin, user) = (scene.app.clone(), scene.other.clone(), scene.admin.access.clone(), scene.user);
+    let passwords = json!({"current_password": PASSWORD, "new_password": "another password"});
+    tokio::spawn(async move {
+        let answer = match way {
+            "password" => app.request_as(Method::POST, "/auth/password", &other.access, Some(passwords)).await,
+            "log-out of others" | "log-out of all" => {
+                let scope = way.rsplit(' ').next();
+                app.post("/auth/logout", json!({"refresh_token": other.refresh, "scope": scope})).await
+            }
+            "end by admin" => app.request_as(Method::DELETE, &format!("/users/{user}/sessions"), &admin, None).await,
+            "deletion" => app.request_as(Method::DELETE, &format!("/users/{user}"), &admin, None).await,
+            _ => {
+                let hash = PasswordHash::from_stored("x".to_owned());
+                let (user, now) = (UserId(user), app.clock.now());
+                return set_password(&app.db, Actor::CommandLine, user, &hash, now).await.map(|_| ()).unwrap();
+            }
+        };
+        assert!(answer.status.is_success(), "{way}: {}", answer.body);
+    })
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn a_python_token_whose_first_refresh_is_in_flight_does_not_outlive_the_end_of_everything(pool: PgPool) {
+    let app = TestApp::new(pool);
+    for way in ["password", "log-out of others", "log-out of all", "end by admin", "deletion", "set-password"] {
+        let scene = Scene::new(&app, way).await;
+        let token = app.python_token(&scene.email, &format!("jti-{}", scene.user)).await;
+        let hold = Hold::on(&app, "INSERT ON sessions", "NEW.user_agent = 'in flight'").await;
+        let refreshing = {
+            let (app, body) = (app.clone(), json!({"refresh_token": token}).to_string());
+            let request = Request::post("/auth/refresh").header("user-agent", "in flight");
+            tokio::spawn(async move { app.send(request.body(body.into()).unwrap()).await })
+        };
+        app.until_blocked(1).await;
+        let ending = end_everything(&scene, way);
+        app.until_blocked(2).await;
+        hold.let_go().await;
+        let successor = pair(&refreshing.await.unwrap());
+        ending.await.unwrap();
+        let answer = app.refresh(&successor.refresh).await;
+        assert_eq!(answer.status, 401, "{way}");
+        app.get_as("/users/me", &successor.access).await.assert_detail(401, "Invalid access token");
+        assert_eq!(app.refresh(&token).await.status, 401, "{way}");
     }
 }
 

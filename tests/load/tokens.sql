@@ -20,7 +20,7 @@ WHERE users.email LIKE 'holder-%';
 -- The rows first and the indexes afterwards, or it would take an hour.
 ALTER TABLE refresh_tokens DROP CONSTRAINT refresh_tokens_jti_key, DROP CONSTRAINT refresh_tokens_pkey;
 ALTER TABLE refresh_tokens DISABLE TRIGGER ALL;
-DROP INDEX refresh_tokens_user_id_session_id_idx;
+DROP INDEX refresh_tokens_user_id_session_id_id_idx;
 
 WITH first AS (SELECT min(id) AS id FROM users WHERE email LIKE 'holder-%')
 INSERT INTO refresh_tokens (
@@ -41,5 +41,5 @@ ALTER TABLE refresh_tokens ENABLE TRIGGER ALL;
 ALTER TABLE refresh_tokens
     ADD CONSTRAINT refresh_tokens_pkey PRIMARY KEY (id),
     ADD CONSTRAINT refresh_tokens_jti_key UNIQUE (jti);
-CREATE INDEX refresh_tokens_user_id_session_id_idx ON refresh_tokens (user_id, session_id);
+CREATE INDEX refresh_tokens_user_id_session_id_id_idx ON refresh_tokens (user_id, session_id, id);
 VACUUM (ANALYZE) users, sessions, refresh_tokens;
