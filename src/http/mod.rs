@@ -41,7 +41,6 @@ use utoipa_axum::routes;
 
 use crate::app::App;
 use crate::config::CorsOrigins;
-use answer::Json;
 use error::ApiError;
 use origin::OwnOriginOnly;
 
@@ -77,15 +76,10 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
 /// Puts routes and layers together.
 #[must_use]
 pub fn build(app: App) -> HttpService {
-    let (router, document) = routes().split_for_parts();
-    let document = move || std::future::ready(Json(document.clone()));
+    let (router, _) = routes().split_for_parts();
     let router = router
         .route("/health", get(health::health))
-        .route("/auth/openapi.json", get(document.clone()))
-        .route("/openapi.json", get(document))
-        .route("/auth/docs", get(docs::page))
-        .route("/docs", get(docs::page))
-        .route("/auth/docs/{file}", get(docs::asset))
+        .merge(docs::routes())
         .fallback(|| std::future::ready(ApiError::NotFound))
         .method_not_allowed_fallback(|| std::future::ready(ApiError::MethodNotAllowed))
         .layer(
