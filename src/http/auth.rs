@@ -10,7 +10,9 @@ use super::body::{Body, FromBody};
 use super::error::ApiError;
 use super::extract::{BearerToken, SignedIn};
 use super::fields::{FieldError, Fields};
-use super::openapi::{BodyErrors, Throttled, Unauthorized, Unavailable};
+use super::openapi::{
+    BodyErrors, EmailTaken, InvalidCredentials, InvalidRefreshToken, RoleNotOpen, Throttled, Unauthorized, Unavailable,
+};
 use super::problem::Problem;
 use crate::app::App;
 use crate::domain::client::ClientInfo;
@@ -168,10 +170,7 @@ impl From<TokenPair> for Tokens {
     security((), ("bearer" = [])),
     responses(
         (status = 201, description = "Registered", body = Status),
-        (status = 409, description = "The address has an account", body = super::error::Detail),
-        BodyErrors, Throttled, Unavailable,
-        (status = 403, description = "The role is not open for registration, or a page of another site sent this",
-            body = super::error::Detail),
+        BodyErrors, RoleNotOpen, EmailTaken, Throttled, Unavailable,
     ))]
 pub(super) async fn register(
     State(app): State<App>,
@@ -188,7 +187,7 @@ pub(super) async fn register(
 #[utoipa::path(post, path = "/auth/login", tag = "auth", request_body = LoginRequest,
     responses(
         (status = 200, description = "Signed in", body = Tokens),
-        Unauthorized, BodyErrors, Throttled, Unavailable,
+        InvalidCredentials, BodyErrors, Throttled, Unavailable,
     ))]
 pub(super) async fn login(
     State(app): State<App>,
@@ -202,7 +201,7 @@ pub(super) async fn login(
 #[utoipa::path(post, path = "/auth/refresh", tag = "auth", request_body = RefreshRequest,
     responses(
         (status = 200, description = "A new pair; the presented token is used up", body = Tokens),
-        Unauthorized, BodyErrors, Unavailable,
+        InvalidRefreshToken, BodyErrors, Unavailable,
     ))]
 pub(super) async fn refresh(
     State(app): State<App>,
@@ -216,7 +215,7 @@ pub(super) async fn refresh(
 #[utoipa::path(post, path = "/auth/logout", tag = "auth", request_body = LogoutRequest,
     responses(
         (status = 200, description = "Signed out, now or before", body = Status),
-        Unauthorized, BodyErrors, Unavailable,
+        InvalidRefreshToken, BodyErrors, Unavailable,
     ))]
 pub(super) async fn logout(
     State(app): State<App>,

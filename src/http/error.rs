@@ -7,7 +7,6 @@ use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use utoipa::ToSchema;
 
 use super::answer::Json;
 use super::problem::Problem;
@@ -52,36 +51,49 @@ impl From<Vec<Problem>> for ApiError {
     }
 }
 
-/// An error's body.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Detail {
-    /// One sentence.
-    #[schema(example = "Invalid credentials")]
-    detail: &'static str,
+/// What an error is answered with.
+pub(super) struct Refusal {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) body: ErrorBody,
 }
 
 #[derive(Serialize)]
-struct Problems {
-    detail: Vec<Problem>,
+pub(super) struct ErrorBody {
+    detail: Detail,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Detail {
+    Sentence(&'static str),
+    Problems(Vec<Problem>),
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        match self {
-            Self::Service(error) => service(&error),
-            Self::UnreadableBody => detail(StatusCode::BAD_REQUEST, "There was an error parsing the body"),
-            Self::Invalid(detail) => (StatusCode::UNPROCESSABLE_ENTITY, Json(Problems { detail })).into_response(),
-            Self::BodyTooLarge => detail(StatusCode::PAYLOAD_TOO_LARGE, "Request body too large"),
-            Self::ForeignOrigin => detail(StatusCode::FORBIDDEN, "Cross-site request refused"),
-            Self::NotFound => detail(StatusCode::NOT_FOUND, "Not Found"),
-            Self::MethodNotAllowed => detail(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"),
-            Self::TimedOut => retry(StatusCode::SERVICE_UNAVAILABLE, "Request timed out", Duration::from_secs(1)),
-            Self::Internal => detail(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error"),
+        let Refusal { status, headers, body } = self.into();
+        (status, headers, Json(body)).into_response()
+    }
+}
+
+impl From<ApiError> for Refusal {
+    fn from(error: ApiError) -> Self {
+        match error {
+            ApiError::Service(error) => service(&error),
+            ApiError::UnreadableBody => detail(StatusCode::BAD_REQUEST, "There was an error parsing the body"),
+            ApiError::Invalid(problems) => refusal(StatusCode::UNPROCESSABLE_ENTITY, Detail::Problems(problems)),
+            ApiError::BodyTooLarge => detail(StatusCode::PAYLOAD_TOO_LARGE, "Request body too large"),
+            ApiError::ForeignOrigin => detail(StatusCode::FORBIDDEN, "Cross-site request refused"),
+            ApiError::NotFound => detail(StatusCode::NOT_FOUND, "Not Found"),
+            ApiError::MethodNotAllowed => detail(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"),
+            ApiError::TimedOut => retry(StatusCode::SERVICE_UNAVAILABLE, "Request timed out", Duration::from_secs(1)),
+            ApiError::Internal => detail(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error"),
         }
     }
 }
 
-fn service(error: &Error) -> Response {
+fn service(error: &Error) -> Refusal {
     match error {
         Error::InvalidCredentials => unauthorized("Invalid credentials"),
         Error::EmailTaken => detail(StatusCode::CONFLICT, "Email already registered"),
@@ -104,27 +116,30 @@ fn service(error: &Error) -> Response {
     }
 }
 
-fn detail(status: StatusCode, detail: &'static str) -> Response {
-    (status, Json(Detail { detail })).into_response()
+fn refusal(status: StatusCode, detail: Detail) -> Refusal {
+    Refusal { status, headers: HeaderMap::new(), body: ErrorBody { detail } }
+}
+
+fn detail(status: StatusCode, sentence: &'static str) -> Refusal {
+    refusal(status, Detail::Sentence(sentence))
 }
 
 /// RFC 9110 §11.6.1: a 401 says how to authenticate.
-fn unauthorized(sentence: &'static str) -> Response {
+fn unauthorized(sentence: &'static str) -> Refusal {
     with(detail(StatusCode::UNAUTHORIZED, sentence), WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
 }
 
-fn because(response: Response, reason: &'static str) -> Response {
-    with(response, X_AUTH_REASON, HeaderValue::from_static(reason))
+fn because(refusal: Refusal, reason: &'static str) -> Refusal {
+    with(refusal, X_AUTH_REASON, HeaderValue::from_static(reason))
 }
 
 /// RFC 9110 §10.2.3; whole seconds, rounded up, so that coming back on time is never too early.
-fn retry(status: StatusCode, sentence: &'static str, after: Duration) -> Response {
+fn retry(status: StatusCode, sentence: &'static str, after: Duration) -> Refusal {
     let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
     with(detail(status, sentence), RETRY_AFTER, HeaderValue::from(seconds.max(1)))
 }
 
-fn with(mut response: Response, name: HeaderName, value: HeaderValue) -> Response {
-    let headers: &mut HeaderMap = response.headers_mut();
-    headers.insert(name, value);
-    response
+fn with(mut refusal: Refusal, name: HeaderName, value: HeaderValue) -> Refusal {
+    refusal.headers.insert(name, value);
+    refusal
 }

@@ -70,7 +70,7 @@ fn routes() -> OpenApiRouter<App> {
 /// The OpenAPI document.
 #[must_use]
 pub fn openapi() -> utoipa::openapi::OpenApi {
-    routes().into_openapi()
+    openapi::complete(routes().into_openapi())
 }
 
 /// Puts routes and layers together.

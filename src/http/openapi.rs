@@ -1,20 +1,28 @@
 //! The OpenAPI document: all that no handler says of itself, and the refusals that many routes share.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use axum::http::StatusCode;
+use serde_json::{Value, json};
 use utoipa::openapi::response::{Response, ResponseBuilder};
 use utoipa::openapi::schema::{ArrayBuilder, OneOfBuilder, Schema};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, Header, Object, Ref, RefOr, Type};
 use utoipa::{IntoResponses, Modify, OpenApi, ToSchema};
 
-use super::error::Detail;
+use super::error::{ApiError, Refusal};
+use super::extract::whole_number;
+use super::fields::FieldError;
+use super::problem::Location;
+use crate::domain::tokens::TokenError;
+use crate::error::Error;
 
 /// Everything about the document that no handler says.
 #[derive(OpenApi)]
 #[openapi(
     info(title = "auth", description = "Sign-in service of the storefront."),
-    components(schemas(Detail, ProblemsSchema)),
+    components(schemas(DetailSchema, ProblemsSchema)),
     modifiers(&Bearer),
     tags(
         (name = "auth", description = "Signing up, in and out"),
@@ -29,6 +37,8 @@ struct Bearer;
 
 impl Modify for Bearer {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        // Cargo.toml names none, of which the macro makes one without a name.
+        document.info.license = None;
         let mut scheme = Http::new(HttpAuthScheme::Bearer);
         scheme.bearer_format = Some("JWT".to_owned());
         let components = document.components.get_or_insert_with(Default::default);
@@ -36,25 +46,41 @@ impl Modify for Bearer {
     }
 }
 
-/// 400, 413 and 422: the body is not what was asked for; 403: a page of another site made a browser send it.
-pub(super) struct BodyErrors;
-/// 422: a parameter is not what was asked for.
-pub(super) struct ParameterErrors;
-/// 401: no token, or not a good one.
-pub(super) struct Unauthorized;
-/// 403: the bearer is no administrator.
-pub(super) struct Forbidden;
-/// 404: no such user or session.
-pub(super) struct NotFound;
-/// 429: too many attempts.
-pub(super) struct Throttled;
-/// 503: overloaded, or without its database.
-pub(super) struct Unavailable;
+/// Gives each operation an id of its own, as clients made from the document and Swagger UI need: handlers of different
+/// files may have one name, so the tag goes before it.
+pub(super) fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
+    for item in document.paths.paths.values_mut() {
+        let methods = [&mut item.get, &mut item.post, &mut item.patch, &mut item.put, &mut item.delete];
+        for operation in methods.into_iter().flatten() {
+            let tag = operation.tags.iter().flatten().next();
+            operation.operation_id =
+                tag.zip(operation.operation_id.as_ref()).map(|(tag, name)| format!("{tag}_{name}"));
+        }
+    }
+    document
+}
+
+/// The body of an error.
+#[derive(ToSchema)]
+#[schema(as = Detail)]
+#[expect(dead_code, reason = "describes what http::error answers to readers of the document")]
+pub(super) struct DetailSchema {
+    /// One sentence.
+    detail: String,
+}
+
+/// The body of a 422.
+#[derive(ToSchema)]
+#[schema(as = Problems)]
+#[expect(dead_code, reason = "as above")]
+pub(super) struct ProblemsSchema {
+    detail: Vec<ProblemSchema>,
+}
 
 /// One problem with a request, as pydantic describes it.
 #[derive(ToSchema)]
 #[schema(as = Problem)]
-#[expect(dead_code, reason = "describes http::problem::Problem to readers of the document")]
+#[expect(dead_code, reason = "as above")]
 pub(super) struct ProblemSchema {
     #[schema(example = "missing")]
     r#type: String,
@@ -62,7 +88,7 @@ pub(super) struct ProblemSchema {
     loc: (),
     #[schema(example = "Field required")]
     msg: String,
-    /// What was sent, with passwords masked.
+    /// What was sent, without secrets.
     #[schema(value_type = Value)]
     input: (),
     #[schema(value_type = Option<Object>)]
@@ -78,74 +104,57 @@ fn location() -> Schema {
         .into()
 }
 
-/// The body of a 422.
-#[derive(ToSchema)]
-#[schema(as = Problems)]
-#[expect(dead_code, reason = "as above")]
-pub(super) struct ProblemsSchema {
-    detail: Vec<ProblemSchema>,
+/// Defines what stands among the responses of an operation: refusals, each an error and what it means.
+macro_rules! refusals {
+    ($($name:ident { $($error:expr => $meaning:literal,)+ })+) => {$(
+        pub(super) struct $name;
+
+        impl IntoResponses for $name {
+            fn responses() -> BTreeMap<String, RefOr<Response>> {
+                BTreeMap::from([$(refusal($error, $meaning)),+])
+            }
+        }
+    )+};
 }
 
-type Responses = BTreeMap<String, RefOr<Response>>;
+refusals! {
+    // Goes before `RoleNotOpen` and `Forbidden`, which have another 403.
+    BodyErrors {
+        ApiError::UnreadableBody => "The body cannot be read",
+        ApiError::ForeignOrigin => "A page of another site sent this",
+        ApiError::BodyTooLarge => "The body is larger than 64 KiB",
+        vec![FieldError::Missing.at(Location::Body, "", Value::Null)] => "The body is not what was asked for",
+    }
+    PathErrors {
+        not_a_number(Location::Path("id")) => "The path is not what was asked for",
+    }
+    QueryErrors {
+        not_a_number(Location::Query("limit")) => "The query is not what was asked for",
+    }
+    Unauthorized { Error::NotAuthenticated => "No access token, or not a good one", }
+    InvalidCredentials { Error::InvalidCredentials => "No account with this address, or not its password", }
+    InvalidRefreshToken { Error::RefreshToken(TokenError::Expired) => "Not a refresh token, or not a good one", }
+    Forbidden { Error::Forbidden => "Not permitted, or a page of another site sent this", }
+    RoleNotOpen { Error::RoleNotOpen => "The role is not open for registration, or a page of another site sent this", }
+    NotFound { Error::NotFound => "No such user or session", }
+    EmailTaken { Error::EmailTaken => "The address has an account", }
+    Throttled { Error::Throttled(Duration::from_mins(1)) => "Too many attempts", }
+    Unavailable { Error::Busy(Duration::from_secs(1)) => "Busy, or without its database", }
+}
 
-fn refusal(description: &str, schema: &str, headers: &[&str]) -> RefOr<Response> {
+fn not_a_number(loc: Location) -> ApiError {
+    whole_number(loc, "x", &(0..=0)).expect_err("BUG: it is not a number")
+}
+
+/// A response as the error itself is answered: its status, the names of its headers, and its body as the example.
+fn refusal(error: impl Into<ApiError>, meaning: &str) -> (String, RefOr<Response>) {
+    let Refusal { status, headers, body } = error.into().into();
+    let schema = if status == StatusCode::UNPROCESSABLE_ENTITY { "Problems" } else { "Detail" };
     let schema = Ref::from_schema_name(schema);
-    let content = ContentBuilder::new().schema(Some(schema)).build();
-    let mut builder = ResponseBuilder::new().description(description).content("application/json", content);
-    for name in headers {
-        let text = Object::with_type(Type::String);
-        builder = builder.header(*name, Header::new(text));
+    let content = ContentBuilder::new().schema(Some(schema)).example(Some(json!(body))).build();
+    let mut response = ResponseBuilder::new().description(meaning).content("application/json", content);
+    for name in headers.keys() {
+        response = response.header(name.as_str(), Header::new(Object::with_type(Type::String)));
     }
-    builder.build().into()
-}
-
-fn one(status: &str, description: &str, headers: &[&str]) -> Responses {
-    BTreeMap::from([(status.to_owned(), refusal(description, "Detail", headers))])
-}
-
-impl IntoResponses for BodyErrors {
-    fn responses() -> Responses {
-        BTreeMap::from([
-            ("400".to_owned(), refusal("The body cannot be read", "Detail", &[])),
-            ("403".to_owned(), refusal("Not permitted, or sent by a page of another site", "Detail", &[])),
-            ("413".to_owned(), refusal("The body is larger than 64 KiB", "Detail", &[])),
-            ("422".to_owned(), refusal("The body is not what was asked for", "Problems", &[])),
-        ])
-    }
-}
-
-impl IntoResponses for ParameterErrors {
-    fn responses() -> Responses {
-        BTreeMap::from([("422".to_owned(), refusal("A parameter is not what was asked for", "Problems", &[]))])
-    }
-}
-
-impl IntoResponses for Unauthorized {
-    fn responses() -> Responses {
-        one("401", "Credentials or token refused", &["WWW-Authenticate", "X-Auth-Reason"])
-    }
-}
-
-impl IntoResponses for Forbidden {
-    fn responses() -> Responses {
-        one("403", "Not permitted", &[])
-    }
-}
-
-impl IntoResponses for NotFound {
-    fn responses() -> Responses {
-        one("404", "Not found", &[])
-    }
-}
-
-impl IntoResponses for Throttled {
-    fn responses() -> Responses {
-        one("429", "Too many attempts", &["Retry-After"])
-    }
-}
-
-impl IntoResponses for Unavailable {
-    fn responses() -> Responses {
-        one("503", "Busy, or without its database", &["Retry-After"])
-    }
+    (status.as_str().to_owned(), response.build().into())
 }

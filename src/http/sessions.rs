@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::answer::{Json, link_to_next, rfc3339};
 use super::error::ApiError;
 use super::extract::{PathSegment, Query, SignedIn};
-use super::openapi::{NotFound, ParameterErrors, Unauthorized, Unavailable};
+use super::openapi::{NotFound, QueryErrors, Unauthorized, Unavailable};
 use crate::app::App;
 use crate::domain::client::ClientInfo;
 use crate::domain::ids::SessionId;
@@ -70,7 +70,7 @@ pub(super) fn listed(
     ),
     responses(
         (status = 200, description = "Latest first", body = Vec<Session>, headers(("Link" = String, description = "The next page"))),
-        Unauthorized, ParameterErrors, Unavailable,
+        Unauthorized, QueryErrors, Unavailable,
     ))]
 pub(super) async fn list(
     State(app): State<App>,

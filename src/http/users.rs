@@ -10,7 +10,7 @@ use super::body::{Body, FromBody};
 use super::error::ApiError;
 use super::extract::{Admin, MayListUsers, PathSegment, Query, SignedIn, whole_number};
 use super::fields::Fields;
-use super::openapi::{BodyErrors, Forbidden, NotFound, ParameterErrors, Unauthorized, Unavailable};
+use super::openapi::{BodyErrors, Forbidden, NotFound, PathErrors, QueryErrors, Unauthorized, Unavailable};
 use super::problem::{Location, Problem};
 use super::sessions::{Session, listed};
 use crate::app::App;
@@ -95,7 +95,7 @@ fn user_id(text: &str) -> Result<UserId, ApiError> {
     ),
     responses(
         (status = 200, description = "Users", body = Vec<User>, headers(("Link" = String, description = "The next page"))),
-        Unauthorized, Forbidden, ParameterErrors, Unavailable,
+        Unauthorized, Forbidden, QueryErrors, Unavailable,
     ))]
 pub(super) async fn list(
     State(app): State<App>,
@@ -125,7 +125,7 @@ pub(super) async fn me(SignedIn(bearer): SignedIn) -> Json<User> {
     params(("id" = i64, Path)),
     responses(
         (status = 200, description = "The user", body = UserDetails),
-        Unauthorized, Forbidden, NotFound, ParameterErrors, Unavailable,
+        Unauthorized, Forbidden, NotFound, PathErrors, Unavailable,
     ))]
 pub(super) async fn get(
     State(app): State<App>,
@@ -141,7 +141,7 @@ pub(super) async fn get(
     params(("id" = i64, Path)),
     responses(
         (status = 200, description = "The user as it is now", body = User),
-        Unauthorized, Forbidden, NotFound, BodyErrors, Unavailable,
+        BodyErrors, Unauthorized, Forbidden, NotFound, Unavailable,
     ))]
 pub(super) async fn set_role(
     State(app): State<App>,
@@ -160,7 +160,7 @@ pub(super) async fn set_role(
     params(("id" = i64, Path)),
     responses(
         (status = 204, description = "Deleted, and signed out everywhere"),
-        Unauthorized, Forbidden, NotFound, ParameterErrors, Unavailable,
+        Unauthorized, Forbidden, NotFound, PathErrors, Unavailable,
     ))]
 pub(super) async fn delete(
     State(app): State<App>,
@@ -184,7 +184,7 @@ pub(super) async fn delete(
     ),
     responses(
         (status = 200, description = "Latest first", body = Vec<Session>, headers(("Link" = String, description = "The next page"))),
-        Unauthorized, Forbidden, NotFound, ParameterErrors, Unavailable,
+        Unauthorized, Forbidden, NotFound, PathErrors, Unavailable,
     ))]
 pub(super) async fn list_sessions(
     State(app): State<App>,
@@ -204,7 +204,7 @@ pub(super) async fn list_sessions(
     params(("id" = i64, Path)),
     responses(
         (status = 200, description = "How many sessions ended", body = Ended),
-        Unauthorized, Forbidden, NotFound, ParameterErrors, Unavailable,
+        Unauthorized, Forbidden, NotFound, PathErrors, Unavailable,
     ))]
 pub(super) async fn end_sessions(
     State(app): State<App>,

@@ -24,6 +24,7 @@ mod login_batch;
 mod logout;
 mod lost_connection;
 mod metrics;
+mod openapi;
 mod origin;
 mod password;
 mod password_pool;
