@@ -1,8 +1,8 @@
 //! The built binary as a process, behind the gateway it is made for and in front of the consumers of its tokens.
 //!
 //! `scripts/test` brings what these tests need: a database server (`DATABASE_URL`), and a virtual environment with the
-//! gateway, `PyJWT` and schemathesis (`AUTH_E2E_VENV`, else `target/e2e-venv`). Each test has a database, ports and processes of its
-//! own; what can be tried without a process belongs in `tests/it`.
+//! gateway, `PyJWT`, schemathesis and TypeScript (`AUTH_E2E_VENV`, else `target/e2e-venv`). Each test has a database,
+//! ports and processes of its own; what can be tried without a process belongs in `tests/it`.
 
 mod cli;
 mod configuration;

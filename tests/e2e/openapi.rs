@@ -1,4 +1,5 @@
-//! The description the service gives of itself, held against the service by thousands of odd requests.
+//! The description the service gives of itself: whether it is valid, whether clients can be made of it, and whether
+//! thousands of odd requests are answered as it says. What it says of each route is tested in `tests/it/openapi.rs`.
 
 use std::{path::Path, process::Command, time::Duration};
 
@@ -41,4 +42,28 @@ async fn no_odd_request_meets_a_failure_or_an_answer_that_is_not_described() {
         assert!(answered >= 10, "only {answered} lines with {route} {status}:\n{report}");
     }
     assert_eq!(get(&service.url("/auth/ready")).await.status, 200);
+}
+
+#[test]
+fn the_description_is_valid_and_gives_a_client_that_typescript_takes() {
+    let run = |program: &mut Command| finish(program, "", Duration::from_mins(2));
+    let (code, document, _) = run(Command::new(env!("CARGO_BIN_EXE_auth")).arg("openapi"));
+    assert_eq!(code, 0);
+    let folder = scratch("openapi", "d");
+    std::fs::create_dir_all(&folder).expect("target/ takes folders");
+    std::fs::write(folder.join("auth.json"), document).expect("target/ takes files");
+
+    let node = |program: &str| {
+        let mut node = Command::new(installed("node"));
+        node.arg(installed("node").with_file_name("../node_modules").join(program)).current_dir(&folder);
+        node
+    };
+    for program in [
+        Command::new(installed("openapi-spec-validator")).args(["--validation-errors", "all", "auth.json"]),
+        node("openapi-typescript/bin/cli.js").args(["auth.json", "--output", "auth.ts"]),
+        node("typescript/bin/tsc").args(["--noEmit", "--strict", "auth.ts"]),
+    ] {
+        let (code, report, complaint) = run(program.current_dir(&folder));
+        assert_eq!(code, 0, "{program:?}\n{report}\n{complaint}");
+    }
 }
