@@ -282,7 +282,17 @@ impl Config {
     /// What is set and has no or another effect than it seems to have.
     pub fn warnings(&self) -> Vec<String> {
         let removed = REMOVED.iter().filter(|name| std::env::var_os(name).is_some_and(|text| !text.is_empty()));
-        removed.map(|name| format!("{name} is set, but there is no such setting any more; it is ignored")).collect()
+        let mut warnings: Vec<_> = removed
+            .map(|name| format!("{name} is set, but there is no such setting any more; it is ignored"))
+            .collect();
+        if self.database.postgres_dsn.encryption_unsaid {
+            warnings.push(
+                "POSTGRES_DSN names another host and no sslmode: passwords and tokens may cross the network in plain; \
+                 say sslmode=verify-full, or sslmode=disable where the network is trusted"
+                    .to_owned(),
+            );
+        }
+        warnings
     }
 }
 
