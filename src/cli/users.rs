@@ -8,7 +8,7 @@ use sqlx::PgPool;
 use super::output::{print, print_row};
 use super::{CliError, Who, begin, email, role};
 use crate::clock::Clock;
-use crate::config::{DatabaseSettings, Given, PasswordSettings};
+use crate::config::{DatabaseSettings, Given, PasswordSettings, without_byte_order_mark};
 use crate::domain::ids::UserId;
 use crate::domain::page::PageSize;
 use crate::domain::password::{self, Memory, Password, PasswordHash};
@@ -114,7 +114,7 @@ fn read_password(settings: &Given<PasswordSettings>) -> Result<PasswordHash, Cli
     } else {
         let mut text = String::new();
         std::io::stdin().read_to_string(&mut text)?;
-        text.trim_end_matches(['\r', '\n']).to_owned()
+        without_byte_order_mark(&text).trim_end_matches(['\r', '\n']).to_owned()
     };
     let password = Password::choose(text).map_err(|error| CliError::Usage(error.to_string()))?;
     Ok(password::hash(&password, cost, &mut Memory::for_cost(cost)))

@@ -235,6 +235,17 @@ async fn health_is_the_answer_of_the_service() {
     assert_eq!(post(&service.url("/auth/login"), &body).await.status, 200);
 }
 
+#[tokio::test]
+async fn a_byte_order_mark_is_no_part_of_a_password() {
+    let scene = Scene::new().await;
+    scene
+        .run(&["user", "create", "--email", "cust@example.com"], "\u{feff}P@ssw0rd!\r\n")
+        .assert(0, "created user 1 (customer)\n");
+    let service = Service::start(&scene.0.dsn()).await;
+    let body = json!({"email": "cust@example.com", "password": "P@ssw0rd!"});
+    assert_eq!(post(&service.url("/auth/login"), &body).await.status, 200);
+}
+
 #[test]
 fn config_prints_the_settings_without_their_secrets() {
     let mut command = auth();
