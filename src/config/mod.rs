@@ -6,6 +6,7 @@
 
 mod dsn;
 mod given;
+mod secret;
 mod settings;
 
 pub use dsn::Dsn;

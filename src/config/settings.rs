@@ -15,7 +15,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-use super::{Dsn, Settings};
+use super::{Dsn, Settings, secret};
 use crate::domain::network::TrustedProxies;
 use crate::domain::password::Argon2Cost;
 use crate::domain::role::Role;
@@ -121,7 +121,7 @@ pub struct Config {
         value_parser = whole(0..=600).map(Duration::from_secs))]
     pub shutdown_grace: Duration,
 
-    /// Signs tokens; at least 32 random bytes in production
+    /// Signs tokens; in production at least 32 random bytes, such as `openssl rand -hex 32` makes
     #[arg(
         env,
         hide_env_values = true,
@@ -134,7 +134,7 @@ pub struct Config {
     pub jwt_secret: SecretString,
     /// Former secrets, whose tokens are still accepted
     #[arg(env, hide_env_values = true, default_value = "", value_name = "SECRET,...", help_heading = "Tokens",
-        value_parser = list(secret))]
+        value_parser = list(former_secret))]
     pub jwt_secret_previous: List<SecretString>,
     /// HS256, HS384 or HS512
     #[arg(env, default_value = "HS256", value_name = "ALGORITHM", help_heading = "Tokens",
@@ -249,7 +249,7 @@ impl Settings for Config {
         let secrets = std::iter::once(("JWT_SECRET", &self.jwt_secret)).chain(previous);
         secrets
             .filter(|(_, secret)| !secret.expose_secret().is_empty())
-            .filter_map(|(name, secret)| Some(format!("{name} {}", weakness(secret.expose_secret())?)))
+            .filter_map(|(name, secret)| secret::problem(name, secret.expose_secret(), self.jwt_algorithm))
             .collect()
     }
 }
@@ -400,18 +400,8 @@ fn secret(text: &str) -> Result<SecretString, String> {
     if text.is_empty() { Err("an entry that is empty".to_owned()) } else { Ok(text.into()) }
 }
 
-/// Secrets everybody knows.
-const KNOWN_SECRETS: [&str; 6] =
-    ["devsecret", "secret", "changeme", "change-me", "jwt-secret", "sample-secret-for-development-only"];
-const MIN_SECRET_BYTES: usize = 32;
-
-/// Why a secret must not sign tokens in production.
-fn weakness(secret: &str) -> Option<String> {
-    if KNOWN_SECRETS.contains(&secret.to_lowercase().as_str()) {
-        return Some("is a well-known default: anybody could sign tokens; choose a random one".to_owned());
-    }
-    let bytes = secret.len();
-    (bytes < MIN_SECRET_BYTES).then(|| format!("has {bytes} bytes: it takes at least {MIN_SECRET_BYTES}"))
+fn former_secret(text: &str) -> Result<SecretString, String> {
+    if text.is_empty() { Err("an entry that is empty".to_owned()) } else { Ok(text.into()) }
 }
 
 #[cfg(test)]
@@ -469,7 +459,20 @@ mod tests {
                  'all', which is no network such as 10.0.0.0/8",
             ),
             ("--register-open-roles=staff,", "REGISTER_OPEN_ROLES has an entry that is empty"),
-            ("--jwt-secret=too-short", "JWT_SECRET has 9 bytes: it takes at least 32"),
+            (
+                r#"--register-open-roles=["customer"]"#,
+                "REGISTER_OPEN_ROLES is written as JSON; a list is written without brackets and quotes, with commas",
+            ),
+            (
+                "--register-open-roles=customer admin",
+                "REGISTER_OPEN_ROLES has 'customer admin', but roles are written with commas between them, as in customer,admin",
+            ),
+            (
+                "--cors-allowed-origins=https://Shop.example/cart,http://u:hidden@a.example:80,https://*.shop.example",
+                "CORS_ALLOWED_ORIGINS has 'https://Shop.example/cart', but browsers send it as https://shop.example, \
+                 an entry, but browsers send it as http://a.example, \
+                 'https://*.shop.example', which is no origin such as https://shop.example",
+            ),
         ] {
             assert_eq!(config(&[flag]).unwrap_err(), [problem]);
         }
@@ -490,3 +493,36 @@ mod tests {
         assert_eq!(origins("--cors-allowed-origins=https://shop.example"), Some(shop));
     }
 }
+    #[test]
+    fn an_origin_is_taken_only_as_browsers_send_it() {
+        for (given, sent) in [
+            ("https://shop.example", Some("https://shop.example")),
+            ("http://localhost:3000", Some("http://localhost:3000")),
+            ("http://[::1]:3000", Some("http://[::1]:3000")),
+            ("https://shop.example/", Some("https://shop.example")),
+            ("https://shop.example?x", Some("https://shop.example")),
+            ("HTTPS://SHOP.example:443", Some("https://shop.example")),
+            ("http://shop.example:443", Some("http://shop.example:443")),
+            ("http://[0:0::1]", Some("http://[::1]")),
+            ("https://user@shop.example", Some("https://shop.example")),
+            ("shop.example", None),
+            ("https://", None),
+            ("https://shop.example:port", None),
+            ("https://schön.example", None),
+            ("ftp://shop.example", None),
+            ("null", None),
+        ] {
+            assert_eq!(as_sent_by_browsers(given).as_deref(), sent, "{given}");
+            assert_eq!(origin(given).is_ok(), Some(given) == sent, "{given}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_judged_in_production_only_and_the_former_ones_too() {
+        let flags = ["--jwt-secret=secret", "--jwt-secret-previous=old,older"];
+        let problems = config(&flags).unwrap_err();
+        let named = |name: &str| problems.iter().filter(|problem| problem.starts_with(name)).count();
+        assert_eq!((named("JWT_SECRET "), named("JWT_SECRET_PREVIOUS "), problems.len()), (1, 2, 3));
+        assert!(config(&["--app-env=development", flags[0], flags[1]]).is_ok());
+    }
+

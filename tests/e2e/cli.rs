@@ -252,6 +252,6 @@ fn config_prints_the_settings_without_their_secrets() {
     command.arg("config").env("POSTGRES_DSN", "postgres://shop:hidden-pass@db:5432/shop").env("JWT_SECRET", SECRET);
     let (code, output, complaint) = finish(&mut command, "", Duration::from_secs(30));
     assert_eq!((code, complaint.as_str()), (0, ""));
-    assert!(output.contains("POSTGRES_DSN=postgres://shop:********@db:5432/shop\n"), "{output}");
+    assert!(output.contains("POSTGRES_DSN=********\n"), "{output}");
     assert!(!output.contains("hidden-pass") && !output.contains(SECRET), "{output}");
 }

@@ -72,10 +72,10 @@ fn a_start_without_any_setting_asks_for_the_two_that_production_needs() {
 #[test]
 fn no_command_prints_a_part_of_an_address_with_a_password() {
     for dsn in [
-        "postgres://shop:pa/ssword@db.example/shop",
-        "postgres://shop:1234/ssword@db.example/shop",
-        "shop:pa://ssword@db.example/shop",
-        "postgresql+psycopg:/shop:ssword@db.example",
+        "postgres://shop:pq7/ssw0rd@db.example/shop",
+        "postgres://shop:1234/ssw0rd@db.example/shop",
+        "shop:pq7://ssw0rd@db.example/shop",
+        "postgresql+psycopg:/shop:ssw0rd@db.example",
     ] {
         for command in ["config", "cleanup"] {
             let (_, output, complaint) = finish(
@@ -83,8 +83,8 @@ fn no_command_prints_a_part_of_an_address_with_a_password() {
                 "",
                 Duration::from_secs(30),
             );
-            for part in ["pa", "ssword", "1234"] {
-                let printed = format!("{output}{complaint}").replace("password@host", "");
+            for part in ["pq7", "ssw0rd", "1234"] {
+                let printed = format!("{output}{complaint}");
                 assert!(!printed.contains(part), "{command}: {part} of {dsn} stands in\n{printed}");
             }
         }
