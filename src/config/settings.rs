@@ -351,6 +351,9 @@ fn list<T: Send + Sync + 'static>(
         if text.is_empty() {
             return Ok(List(Vec::new()));
         }
+        if text.starts_with('[') && text.ends_with(']') {
+            return Err("is written as JSON; a list is written without brackets and quotes, with commas".to_owned());
+        }
         let (mut values, mut problems) = (Vec::new(), Vec::new());
         for entry in text.split(',').map(str::trim) {
             match parse(entry) {
@@ -380,24 +383,54 @@ fn network(text: &str) -> Result<IpNet, String> {
     text.parse().or_else(|_| single()).map_err(|_| format!("'{text}', which is no network such as 10.0.0.0/8"))
 }
 
+/// An origin must be as browsers send it, because it is compared as text.
 fn origin(text: &str) -> Result<String, String> {
-    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
-    let plain = host.is_some_and(|host| !host.is_empty() && host.bytes().all(|b| b.is_ascii_graphic() && b != b'/'));
-    if plain || text == "*" {
+    if text == "*" {
         return Ok(text.to_owned());
     }
-    Err(format!("'{text}', which is no origin such as https://shop.example"))
+    // A user part may be a password.
+    let shown = if text.contains('@') { "an entry" } else { &format!("'{text}'") };
+    let Some(sent) = as_sent_by_browsers(text) else {
+        return Err(format!("{shown}, which is no origin such as https://shop.example"));
+    };
+    if sent == text { Ok(sent) } else { Err(format!("{shown}, but browsers send it as {sent}")) }
+}
+
+fn as_sent_by_browsers(url: &str) -> Option<String> {
+    let (scheme, rest) = url.split_once("://")?;
+    let scheme = scheme.to_lowercase();
+    let default_port = match scheme.as_str() {
+        "http" => 80,
+        "https" => 443,
+        _ => return None,
+    };
+    let authority = rest.split(['/', '?', '#']).next()?;
+    let authority = authority.rsplit('@').next()?.to_lowercase();
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, port.parse::<u16>().ok()?),
+        _ => (authority.as_str(), default_port),
+    };
+    let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(address) => format!("[{}]", address.parse::<std::net::Ipv6Addr>().ok()?),
+        None => host.to_owned(),
+    };
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    if host.is_empty() || !host.starts_with('[') && !host.bytes().all(plain) {
+        return None;
+    }
+    let port = if port == default_port { String::new() } else { format!(":{port}") };
+    Some(format!("{scheme}://{host}{port}"))
 }
 
 fn role(text: &str) -> Result<Role, String> {
-    match Role::parse(text) {
-        _ if text.is_empty() => Err("an entry that is empty".to_owned()),
-        role => role.map_err(|error| format!("'{text}', which is no role: {error}")),
+    if text.is_empty() {
+        return Err("an entry that is empty".to_owned());
     }
-}
-
-fn secret(text: &str) -> Result<SecretString, String> {
-    if text.is_empty() { Err("an entry that is empty".to_owned()) } else { Ok(text.into()) }
+    // A role may have these, but here they are a list that is written in another way.
+    if text.contains(|c: char| c.is_whitespace() || "[]{}();|\"'".contains(c)) {
+        return Err(format!("'{text}', but roles are written with commas between them, as in customer,admin"));
+    }
+    Role::parse(text).map_err(|error| format!("'{text}', which is no role: {error}"))
 }
 
 fn former_secret(text: &str) -> Result<SecretString, String> {
@@ -479,21 +512,6 @@ mod tests {
     }
 
     #[test]
-    fn zero_turns_cleaning_up_off() {
-        assert_eq!(config(&[]).unwrap().cleanup_interval(), Some(Duration::from_mins(5)));
-        assert_eq!(config(&["--cleanup-interval-seconds=0"]).unwrap().cleanup_interval(), None);
-    }
-
-    #[test]
-    fn one_star_among_origins_means_any() {
-        let origins = |flag: &str| config(&[flag]).unwrap().cors_allowed_origins;
-        assert_eq!(origins("--cors-allowed-origins="), None);
-        assert_eq!(origins("--cors-allowed-origins=https://shop.example, *"), Some(CorsOrigins::Any));
-        let shop = CorsOrigins::List(vec!["https://shop.example".to_owned()]);
-        assert_eq!(origins("--cors-allowed-origins=https://shop.example"), Some(shop));
-    }
-}
-    #[test]
     fn an_origin_is_taken_only_as_browsers_send_it() {
         for (given, sent) in [
             ("https://shop.example", Some("https://shop.example")),
@@ -526,3 +544,18 @@ mod tests {
         assert!(config(&["--app-env=development", flags[0], flags[1]]).is_ok());
     }
 
+    #[test]
+    fn zero_turns_cleaning_up_off() {
+        assert_eq!(config(&[]).unwrap().cleanup_interval(), Some(Duration::from_mins(5)));
+        assert_eq!(config(&["--cleanup-interval-seconds=0"]).unwrap().cleanup_interval(), None);
+    }
+
+    #[test]
+    fn one_star_among_origins_means_any() {
+        let origins = |flag: &str| config(&[flag]).unwrap().cors_allowed_origins;
+        assert_eq!(origins("--cors-allowed-origins="), None);
+        assert_eq!(origins("--cors-allowed-origins=https://shop.example, *"), Some(CorsOrigins::Any));
+        let shop = CorsOrigins::List(vec!["https://shop.example".to_owned()]);
+        assert_eq!(origins("--cors-allowed-origins=https://shop.example"), Some(shop));
+    }
+}
