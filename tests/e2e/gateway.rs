@@ -1,5 +1,7 @@
 //! What a storefront sees: the service through the gateway, over HTTP.
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use serde_json::json;
@@ -84,4 +86,52 @@ async fn a_request_id_comes_back_through_the_gateway_and_stands_in_the_log() {
     for id in ["order-4711", made] {
         assert!(log.contains(id), "{id} does not stand in the log:\n{log}");
     }
+}
+
+/// The answer to a path that is sent as it is written; clients would normalize it.
+fn raw(address: SocketAddr, method: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).expect("the gateway takes connections");
+    write!(stream, "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n").expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("it answers in UTF-8");
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_and_documentation_are_not_public() {
+    let database = Database::create().await;
+    let service = Service::start(&database.dsn()).await;
+    let gateway = Gateway::start(&service).await;
+
+    for path in ["/auth/metrics", "/auth/docs", "/auth/openapi.json", "/docs", "/openapi.json"] {
+        assert_eq!(client().get(service.url(path)).send().await.expect("the service answers").status(), 200, "{path}");
+        for spelling in [
+            path.to_owned(),
+            format!("{path}/"),
+            format!("{path}?x=/auth/login"),
+            format!("/{path}"),
+            path.replace("/auth", "/auth/"),
+            path.replace("/auth", "/auth/."),
+            path.replace("/auth", "/auth/login/.."),
+            path.replace("/auth", "/auth/login/%2e%2e"),
+            path.replace("/auth/", "/auth/%2e/"),
+            path.replace('m', "%6D").replace('d', "%64").replace('o', "%6F"),
+        ] {
+            for method in ["GET", "HEAD", "POST"] {
+                let answer = raw(gateway.address, method, &spelling);
+                // A path that reaches the service without being one of its own is refused there, in JSON.
+                let refused = ["HTTP/1.1 404 ", "HTTP/1.1 400 "].iter().any(|status| answer.starts_with(status));
+                assert!(refused, "{method} {spelling}: {answer}");
+            }
+        }
+    }
+    assert!(raw(gateway.address, "GET", "/auth/health").starts_with("HTTP/1.1 200 "));
+}
+
+#[test]
+fn kubernetes_has_the_rule_of_compose() {
+    let compose = include_str!("../../deploy/docker-compose.yaml");
+    let route = include_str!("../../deploy/kubernetes/production/ingressroute.yaml");
+    let rule = compose.split_once("traefik.http.routers.auth.rule: ").and_then(|(_, rest)| rest.lines().next());
+    assert!(route.contains(rule.expect("the router has a rule")), "{rule:?}");
 }

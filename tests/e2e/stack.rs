@@ -272,12 +272,15 @@ pub(crate) fn auth() -> Command {
 /// Traefik with the routers of `deploy/docker-compose.yaml`, in front of one service.
 pub(crate) struct Gateway {
     _process: Process,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
 }
 
 impl Gateway {
     pub(crate) async fn start(service: &Service) -> Self {
         let address = free_address();
+        let compose = include_str!("../../deploy/docker-compose.yaml");
+        let (_, rule) = compose.split_once("traefik.http.routers.auth.rule: ").expect("the router has a rule");
+        let rule = rule.lines().next().expect("the rule is one line");
         let routes = scratch("gateway", "yaml");
         std::fs::write(
             &routes,
@@ -286,7 +289,7 @@ impl Gateway {
                    routers:\n    \
                      auth:\n      \
                        entryPoints: [web]\n      \
-                       rule: PathPrefix(`/auth`) || PathPrefix(`/users`)\n      \
+                       rule: {rule}\n      \
                        service: auth\n  \
                    services:\n    \
                      auth:\n      \
