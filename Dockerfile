@@ -1,6 +1,11 @@
 # Two stages: the service is built with the whole toolchain and runs with nothing but itself and the C library.
 
-FROM rust:1-bookworm AS build
+# To let no tag move under a build, give both by digest (`docker buildx imagetools inspect rust:1-bookworm` says it):
+#   docker build --build-arg RUST_IMAGE=rust:1-bookworm@sha256:... --build-arg RUNTIME_IMAGE=...:nonroot@sha256:... .
+ARG RUST_IMAGE=rust:1-bookworm
+ARG RUNTIME_IMAGE=gcr.io/distroless/cc-debian12:nonroot
+
+FROM ${RUST_IMAGE} AS build
 WORKDIR /build
 # .sqlx/ stands in for a database; symbols are of no use in the image.
 ENV SQLX_OFFLINE=true CARGO_PROFILE_RELEASE_STRIP=symbols CARGO_INCREMENTAL=0 CARGO_TERM_COLOR=never
@@ -17,7 +22,7 @@ COPY src src
 # cargo goes by time stamps, and those of the checkout may be older than the empty service's.
 RUN touch build.rs src/main.rs src/lib.rs && cargo build --release --locked --bin auth
 
-FROM gcr.io/distroless/cc-debian12:nonroot
+FROM ${RUNTIME_IMAGE}
 COPY --from=build /build/target/release/auth /auth
 # By number, so that Kubernetes can tell that it is not root.
 USER 65532:65532
