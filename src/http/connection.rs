@@ -173,6 +173,15 @@ impl Observed<'_> {
     }
 }
 
+impl Drop for Observed<'_> {
+    fn drop(&mut self) {
+        if self.activity.phase() == Phase::Write {
+            // The system would go on offering the rest to a client that does not take it.
+            let _ = self.stream.set_zero_linger();
+        }
+    }
+}
+
 impl AsyncRead for Observed<'_> {
     fn poll_read(
         mut self: Pin<&mut Self>,

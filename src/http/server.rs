@@ -30,7 +30,7 @@ const RESERVED_DESCRIPTORS: u64 = 64 + PROBE_PLACES as u64;
 const BACKLOG: u32 = 4096;
 /// How much of an answer the system holds for a client that does not take it (it doubles this for its own use). Left to
 /// itself it would hold megabytes for each.
-const SEND_BUFFER_BYTES: u32 = 128 * 1024;
+const SEND_BUFFER_BYTES: u32 = 64 * 1024;
 
 /// Opens the socket that [`serve`] accepts from.
 pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {

@@ -130,11 +130,14 @@ async fn a_connection_that_asks_for_nothing_any_more_is_closed() {
 async fn an_answer_that_is_not_taken_is_given_up() {
     let running = Running::start();
     let connections = running.app.metrics.connections.clone();
-    let _stream = running.connect(LARGE).await;
+    let mut stream = running.connect(LARGE).await;
     tokio::time::sleep(Duration::from_secs(29)).await;
     assert_eq!(connections.get(), 1);
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(connections.get(), 0);
+    // Nor does the system keep what it has of it.
+    let error = stream.read_to_end(&mut Vec::new()).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
 }
 
 #[tokio::test(start_paused = true)]
