@@ -23,7 +23,7 @@ pub(super) async fn run(config: Config, no_migrate: bool) -> Result<(), CliError
         .map_err(|error| CliError::Failed(format!("cannot listen on {}: {error}", config.listen.listen_addr)))?;
     let app = App::new(config, Clock::system())?;
     // Before the first request, so that no refusal is told apart by its time.
-    cleanup::look_for_bcrypt_hashes(&app).await;
+    cleanup::look_for_foreign_hashes(&app).await;
     tokio::spawn(cleanup::run(app.clone()));
     // Before the first request, too.
     if let Err(error) = clock::adjust(&app).await {

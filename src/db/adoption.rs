@@ -37,7 +37,7 @@ const NAMED: [(&str, &[&str]); 2] = [
 ];
 
 /// Tables and indexes that the migrations make, and so must not exist yet.
-const MADE: [&str; 13] = [
+const MADE: [&str; 14] = [
     "sessions",
     "sessions_pkey",
     "sessions_user_id_idx",
@@ -49,6 +49,7 @@ const MADE: [&str; 13] = [
     "users_admin_idx",
     "users_lower_email_idx",
     "users_bcrypt_cost_idx",
+    "users_hash_parameters_idx",
     "auth_throttle",
     "auth_throttle_pkey",
 ];

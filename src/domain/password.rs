@@ -99,6 +99,63 @@ impl Argon2Cost {
     }
 }
 
+/// What takes time about a hash: its scheme and parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HashCost {
+    Argon2 { m_kib: u32, t: u32, lanes: u32 },
+    Bcrypt { cost: u32 },
+}
+
+impl HashCost {
+    /// Of hashes that begin with this text; `None` where they are unusable.
+    #[must_use]
+    pub fn from_parameters(text: &str) -> Option<Self> {
+        let argon2 = || Some(Self::of_argon2(&usable_argon2(&PhcHash::new(text).ok()?)?));
+        usable_bcrypt(text).map(|cost| Self::Bcrypt { cost }).or_else(argon2)
+    }
+
+    fn of_argon2(argon2: &Argon2<'_>) -> Self {
+        let params = argon2.params();
+        Self::Argon2 { m_kib: params.m_cost(), t: params.t_cost(), lanes: params.p_cost() }
+    }
+
+    /// Computes such a hash of nothing, for the time it takes.
+    pub fn compute(self, memory: &mut Memory) {
+        match self {
+            Self::Argon2 { m_kib, t, lanes } => {
+                if let Ok(params) = Params::new(m_kib, t, lanes, None) {
+                    let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
+                    memory.fill(&argon2, &Password::attempt(String::new()), &[0; 16], &mut [0; 32]);
+                }
+            }
+            Self::Bcrypt { cost } => {
+                let _ = bcrypt::hash_with_salt("", cost, [0; 16]);
+            }
+        }
+    }
+}
+
+impl From<Argon2Cost> for HashCost {
+    fn from(cost: Argon2Cost) -> Self {
+        Self::Argon2 { m_kib: cost.m_kib, t: cost.t, lanes: 1 }
+    }
+}
+
+fn usable_bcrypt(text: &str) -> Option<u32> {
+    let rest = ["$2a$", "$2b$", "$2y$"].iter().find_map(|prefix| text.strip_prefix(prefix))?;
+    rest.get(..2)?.parse().ok().filter(|cost| (4..=Argon2Cost::MAX_BCRYPT).contains(cost))
+}
+
+fn usable_argon2(parsed: &PhcHash) -> Option<Argon2<'static>> {
+    let algorithm = Algorithm::try_from(parsed.algorithm.as_str()).ok()?;
+    let version = parsed.version.map_or(Some(Version::V0x10), |version| Version::try_from(version).ok())?;
+    let params = Params::try_from(parsed).ok()?;
+    let payable = params.m_cost() <= Argon2Cost::MAX_M_KIB
+        && params.t_cost() <= Argon2Cost::MAX_T
+        && params.p_cost() <= Argon2Cost::MAX_LANES;
+    payable.then(|| Argon2::new(algorithm, version, params))
+}
+
 /// How a stored hash was made, as far as it says.
 #[derive(Debug)]
 pub enum Scheme {
@@ -117,39 +174,31 @@ impl Scheme {
         Self::bcrypt(text).or_else(|| Self::argon2(text)).unwrap_or(Self::Unusable)
     }
 
+    /// `None` where it is unusable.
+    #[must_use]
+    pub fn cost(&self) -> Option<HashCost> {
+        match self {
+            Self::Argon2(_, argon2) => Some(HashCost::of_argon2(argon2)),
+            Self::Bcrypt { cost } => Some(HashCost::Bcrypt { cost: *cost }),
+            Self::Unusable => None,
+        }
+    }
+
     fn bcrypt(text: &str) -> Option<Self> {
-        let rest = ["$2a$", "$2b$", "$2y$"].iter().find_map(|prefix| text.strip_prefix(prefix))?;
-        let cost = rest.get(..2)?.parse().ok()?;
+        let cost = usable_bcrypt(text)?;
         // A hash that the library cannot take apart is found out here and not after paying for it.
-        let whole = text.parse::<bcrypt::HashParts>().is_ok();
-        (whole && (4..=Argon2Cost::MAX_BCRYPT).contains(&cost)).then_some(Self::Bcrypt { cost })
+        text.parse::<bcrypt::HashParts>().is_ok().then_some(Self::Bcrypt { cost })
     }
 
     fn argon2(text: &str) -> Option<Self> {
         let parsed = PhcHash::new(text).ok()?;
-        let algorithm = Algorithm::try_from(parsed.algorithm.as_str()).ok()?;
-        let version = parsed.version.map_or(Some(Version::V0x10), |version| Version::try_from(version).ok())?;
-        let params = Params::try_from(&parsed).ok()?;
-        (parsed.salt.is_some() && parsed.hash.is_some()).then_some(())?;
-        let payable = params.m_cost() <= Argon2Cost::MAX_M_KIB
-            && params.t_cost() <= Argon2Cost::MAX_T
-            && params.p_cost() <= Argon2Cost::MAX_LANES;
-        payable.then(|| Self::Argon2(Box::new(parsed), Argon2::new(algorithm, version, params)))
+        let argon2 = usable_argon2(&parsed)?;
+        (parsed.salt.is_some() && parsed.hash.is_some()).then(|| Self::Argon2(Box::new(parsed), argon2))
     }
 
     fn is_current(&self, cost: Argon2Cost) -> bool {
-        match self {
-            Self::Argon2(hash, _) => {
-                let params = cost.params();
-                let stored = Params::try_from(&**hash).ok();
-                hash.algorithm == Algorithm::Argon2id.ident()
-                    && stored.is_some_and(|stored| {
-                        (stored.m_cost(), stored.t_cost(), stored.p_cost())
-                            == (params.m_cost(), params.t_cost(), params.p_cost())
-                    })
-            }
-            Self::Bcrypt { .. } | Self::Unusable => false,
-        }
+        let argon2id = matches!(self, Self::Argon2(hash, _) if hash.algorithm == Algorithm::Argon2id.ident());
+        argon2id && self.cost() == Some(cost.into())
     }
 }
 
@@ -207,11 +256,6 @@ pub fn hash(password: &Password, cost: Argon2Cost, memory: &mut Memory) -> Passw
     let salt = Salt::new(&salt).expect("BUG: 16 bytes are a salt");
     let output = Output::new(&out).expect("BUG: 32 bytes are an output");
     PasswordHash(format!("$argon2id$v=19$m={},t={},p=1${salt}${output}", cost.m_kib, cost.t))
-}
-
-/// Computes a bcrypt hash of nothing, for the time it takes.
-pub fn compute_bcrypt(cost: u32) {
-    let _ = bcrypt::hash_with_salt("", cost, [0; 16]);
 }
 
 /// Tries a password against a stored hash.

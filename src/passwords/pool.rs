@@ -51,6 +51,7 @@ struct Job<S> {
     /// Dropped without an outcome, it tells the caller that the job waited too long, or panicked.
     work: Work<S>,
     expected: Duration,
+    limited: bool,
     deadline: Instant,
 }
 
@@ -59,6 +60,10 @@ struct State<S> {
     next_ticket: u64,
     /// Sum of the expected costs of all admitted jobs: not yet enqueued, in the queue, and on the workers.
     backlog: Duration,
+    /// The same, of limited jobs that are in the queue or on the workers.
+    limited_backlog: Duration,
+    /// Workers with a limited job.
+    limited_workers: usize,
     /// When the group of callers admitted last is released.
     release_at: Instant,
     /// Finished jobs whose callers are notified together, at `notify_at`.
@@ -115,6 +120,8 @@ impl<S: Default + 'static> WorkerPool<S> {
             queue: VecDeque::new(),
             next_ticket: 0,
             backlog: Duration::ZERO,
+            limited_backlog: Duration::ZERO,
+            limited_workers: 0,
             release_at: now,
             done: Vec::new(),
             notify_at: now,
@@ -174,10 +181,12 @@ impl<S> std::fmt::Debug for Slot<'_, S> {
 }
 
 impl<S> Slot<'_, S> {
-    /// Runs the work on a worker. By now it may be known better how long it takes: `expected`.
+    /// Runs the work on a worker. By now it may be known better how long it takes: `expected`. At most half of the workers
+    /// run limited jobs at the same time.
     pub async fn run<T: Send + 'static>(
         mut self,
         expected: Duration,
+        limited: bool,
         work: impl FnOnce(&mut S) -> T + Send + 'static,
     ) -> Result<T, Overloaded> {
         let (sender, receiver) = oneshot::channel();
@@ -188,15 +197,23 @@ impl<S> Slot<'_, S> {
                 let _ = sender.send(outcome);
             })
         });
-        self.enqueue(expected, work);
+        self.enqueue(expected, limited, work)?;
         receiver.await.map_err(|_| {
             self.shared.metrics.shed.inc();
             self.shared.overloaded(&self.shared.lock())
         })
     }
 
-    fn enqueue(&mut self, expected: Duration, work: Work<S>) {
+    fn enqueue(&mut self, expected: Duration, limited: bool, work: Work<S>) -> Result<(), Overloaded> {
         let mut state = self.shared.lock();
+        if limited {
+            let wait = divided(state.limited_backlog, self.shared.limited_workers());
+            if wait > self.shared.settings.max_wait {
+                self.shared.metrics.shed.inc();
+                return Err(Overloaded { retry_after: wait });
+            }
+            state.limited_backlog += expected;
+        }
         state.backlog = state.backlog.saturating_sub(self.expected) + expected;
         self.expected = expected;
         let ticket = state.next_ticket;
@@ -204,10 +221,11 @@ impl<S> Slot<'_, S> {
         self.ticket = Some(ticket);
         // Estimates err. A job that waited half as long again as was promised is dropped by the worker that takes it.
         let deadline = Instant::now() + self.shared.settings.max_wait * 3 / 2;
-        state.queue.push_back(Job { ticket, work, expected, deadline });
+        state.queue.push_back(Job { ticket, work, expected, limited, deadline });
         self.shared.metrics.queue_depth.inc();
         drop(state);
         self.shared.enqueued.notify_one();
+        Ok(())
     }
 }
 
@@ -222,8 +240,20 @@ impl<S> Drop for Slot<'_, S> {
         if let Ok(index) = state.queue.binary_search_by_key(&ticket, |job| job.ticket)
             && let Some(job) = state.queue.remove(index)
         {
-            self.shared.release(&mut state, job.expected);
+            self.shared.release(&mut state, job.expected, job.limited);
         }
+    }
+}
+
+/// How long the backlog keeps so many workers busy.
+fn divided(backlog: Duration, workers: usize) -> Duration {
+    backlog / u32::try_from(workers).unwrap_or(u32::MAX)
+}
+
+impl<S> State<S> {
+    /// Whether a caller would have to wait for workers. Limited jobs may wait while there are workers.
+    fn is_waited_for(&self) -> bool {
+        self.queue.iter().any(|job| !job.limited)
     }
 }
 
@@ -234,19 +264,24 @@ impl<S> Shared<S> {
     }
 
     fn wait(&self, state: &State<S>) -> Duration {
-        state.backlog / u32::try_from(self.settings.concurrency).unwrap_or(u32::MAX)
+        divided(state.backlog, self.settings.concurrency)
+    }
+
+    fn limited_workers(&self) -> usize {
+        (self.settings.concurrency / 2).max(1)
     }
 
     fn overloaded(&self, state: &State<S>) -> Overloaded {
         Overloaded { retry_after: self.wait(state).max(Duration::from_secs(1)) }
     }
 
-    /// How long a caller waits for a group: not at all while the queue is empty, else a small share of its wait.
+    /// How long a caller waits for a group: not at all while nobody waits for a worker, else a small share of its
+    /// wait.
     fn group_delay(&self, state: &State<S>) -> Duration {
-        if state.queue.is_empty() {
-            Duration::ZERO
-        } else {
+        if state.is_waited_for() {
             (self.wait(state) / GROUP_DELAY_SHARE).min(self.max_group_delay)
+        } else {
+            Duration::ZERO
         }
     }
 
@@ -258,7 +293,7 @@ impl<S> Shared<S> {
         }
         // The first caller of a group sets the time for all of it.
         let now = Instant::now();
-        if state.queue.is_empty() || state.release_at <= now {
+        if !state.is_waited_for() || state.release_at <= now {
             state.release_at = now + self.group_delay(&state);
         }
         state.backlog += expected;
@@ -266,8 +301,11 @@ impl<S> Shared<S> {
     }
 
     /// Takes a job that was enqueued off the backlog.
-    fn release(&self, state: &mut State<S>, expected: Duration) {
+    fn release(&self, state: &mut State<S>, expected: Duration, limited: bool) {
         state.backlog = state.backlog.saturating_sub(expected);
+        if limited {
+            state.limited_backlog = state.limited_backlog.saturating_sub(expected);
+        }
         self.metrics.queue_depth.dec();
     }
 
@@ -278,7 +316,10 @@ impl<S> Shared<S> {
             if state.closed {
                 return None;
             }
-            let job = state.queue.pop_front();
+            let limit_reached = state.limited_workers >= self.limited_workers();
+            let next = state.queue.iter().position(|job| !(job.limited && limit_reached));
+            let job = next.and_then(|index| state.queue.remove(index));
+            state.limited_workers += usize::from(job.as_ref().is_some_and(|job| job.limited));
             let due = job.as_ref().is_none_or(|job| state.notify_at < Instant::now() + job.expected);
             if due && !state.done.is_empty() {
                 let done = std::mem::take(&mut state.done);
@@ -295,13 +336,19 @@ impl<S> Shared<S> {
         }
     }
 
-    fn finish(&self, expected: Duration, notify: Notify) {
+    /// Without `notify` the job has no outcome.
+    fn finish(&self, expected: Duration, limited: bool, notify: Option<Notify>) {
         let mut state = self.lock();
-        self.release(&mut state, expected);
+        self.release(&mut state, expected, limited);
         if state.done.is_empty() {
             state.notify_at = Instant::now() + self.group_delay(&state);
         }
-        state.done.push(notify);
+        state.done.extend(notify);
+        if limited {
+            state.limited_workers -= 1;
+            // Another worker may have left a limited job for this moment.
+            self.enqueued.notify_one();
+        }
     }
 }
 
@@ -320,21 +367,20 @@ impl<S: Default> Alive<'_, S> {
         // Where this is not permitted, or not Linux, the workers run at normal priority.
         let _ = rustix::process::nice(NICENESS);
         let mut scratch = S::default();
-        while let Some(job) = shared.next() {
-            if Instant::now() >= job.deadline {
-                // Released first: the caller that is told may come back at once.
-                shared.release(&mut shared.lock(), job.expected);
-                drop(job.work);
+        while let Some(Job { work, expected, limited, deadline, .. }) = shared.next() {
+            if Instant::now() >= deadline {
+                // Finished first: the caller that is told may come back at once.
+                shared.finish(expected, limited, None);
+                drop(work);
                 continue;
             }
-            if let Ok(notify) = catch_unwind(AssertUnwindSafe(|| (job.work)(&mut scratch))) {
-                shared.finish(job.expected, notify);
-            } else {
+            let notify = catch_unwind(AssertUnwindSafe(|| work(&mut scratch))).ok();
+            if notify.is_none() {
                 // The caller has learnt it: the job was dropped. What it left in the scratch space is thrown away.
                 tracing::error!("a job of the password workers panicked");
                 scratch = S::default();
-                shared.release(&mut shared.lock(), job.expected);
             }
+            shared.finish(expected, limited, notify);
         }
     }
 }
@@ -350,9 +396,13 @@ mod tests {
     const LONG: Duration = Duration::from_mins(1);
 
     fn pool(max_wait: Duration) -> WorkerPool<()> {
+        pool_of(1, max_wait)
+    }
+
+    fn pool_of(concurrency: usize, max_wait: Duration) -> WorkerPool<()> {
         let metrics = crate::metrics::Metrics::new();
         let metrics = PoolMetrics { queue_depth: metrics.hash_queue_depth, shed: metrics.hash_shed };
-        WorkerPool::with_group_delay(PoolSettings { concurrency: 1, max_wait }, LONG, metrics).unwrap()
+        WorkerPool::with_group_delay(PoolSettings { concurrency, max_wait }, LONG, metrics).unwrap()
     }
 
     /// Runs a job that says when it begins, and ends when `end` is dropped.
@@ -361,7 +411,7 @@ mod tests {
             begun.send(()).unwrap();
             let _ = end.recv();
         };
-        slot.run(BRIEF, work).await.unwrap();
+        slot.run(BRIEF, false, work).await.unwrap();
     }
 
     #[tokio::test]
@@ -376,7 +426,7 @@ mod tests {
         let fourth = pool.acquire(LONG).await.unwrap();
         drop(third);
         // The better estimate replaces the first one.
-        fourth.run(BRIEF, |()| ()).await.unwrap();
+        fourth.run(BRIEF, false, |()| ()).await.unwrap();
         assert_eq!(pool.shared.lock().backlog, Duration::ZERO);
     }
 
@@ -391,7 +441,7 @@ mod tests {
         // The worker is busy, but the queue is empty.
         let (second, at_once) = pool.shared.admit(LONG).unwrap();
         assert!(at_once <= Instant::now());
-        let mut second = std::pin::pin!(second.run(LONG, |()| ()));
+        let mut second = std::pin::pin!(second.run(LONG, false, |()| ()));
         assert!(poll(second.as_mut()).await.is_pending());
 
         let before = Instant::now();
@@ -433,13 +483,66 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn limited_jobs_leave_half_of_the_workers_to_others() {
+        let pool = pool_of(4, LONG);
+        let (begun, begins) = mpsc::channel();
+        let mut limited = Vec::new();
+        for number in 0..4 {
+            let (end, ended) = mpsc::channel::<()>();
+            let begun = begun.clone();
+            let work = move |(): &mut ()| {
+                begun.send(number).unwrap();
+                let _ = ended.recv();
+            };
+            let mut caller = Box::pin(pool.shared.admit(BRIEF).unwrap().0.run(BRIEF, true, work));
+            assert!(poll(caller.as_mut()).await.is_pending());
+            limited.push((end, caller));
+        }
+        let mut first = [begins.recv().unwrap(), begins.recv().unwrap()];
+        first.sort_unstable();
+        assert_eq!(first, [0, 1]);
+        // Others pass those that wait.
+        for _ in 0..3 {
+            pool.acquire(BRIEF).await.unwrap().run(BRIEF, false, |()| ()).await.unwrap();
+        }
+        assert!(begins.try_recv().is_err(), "more than half of the workers run limited jobs");
+        for (number, (end, caller)) in limited.into_iter().enumerate() {
+            drop(end);
+            caller.await.unwrap();
+            if number < 2 {
+                assert_eq!(begins.recv().unwrap(), number + 2);
+            }
+        }
+        assert_eq!(pool.shared.lock().limited_backlog, Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn limited_jobs_that_would_wait_too_long_are_refused() {
+        let pool = pool_of(4, LONG);
+        let (begun, begins) = mpsc::channel();
+        let (end, ended) = mpsc::channel::<()>();
+        let work = move |(): &mut ()| {
+            begun.send(()).unwrap();
+            let _ = ended.recv();
+        };
+        let mut first = Box::pin(pool.shared.admit(BRIEF).unwrap().0.run(LONG * 3, true, work));
+        assert!(poll(first.as_mut()).await.is_pending());
+        begins.recv().unwrap();
+        let refused = pool.shared.admit(BRIEF).unwrap().0.run(BRIEF, true, |()| ()).await;
+        assert_eq!(refused, Err(Overloaded { retry_after: LONG * 3 / 2 }));
+        pool.shared.admit(BRIEF).unwrap().0.run(BRIEF, false, |()| ()).await.unwrap();
+        drop(end);
+        first.await.unwrap();
+    }
+
+    #[tokio::test]
     async fn a_panic_fails_its_caller_and_the_worker_goes_on() {
         let pool = pool(LONG);
         for _ in 0..3 {
             let slot = pool.acquire(BRIEF).await.unwrap();
-            slot.run(BRIEF, |()| -> () { panic!("as a bug would") }).await.unwrap_err();
+            slot.run(BRIEF, false, |()| -> () { panic!("as a bug would") }).await.unwrap_err();
         }
-        pool.acquire(BRIEF).await.unwrap().run(BRIEF, |()| ()).await.unwrap();
+        pool.acquire(BRIEF).await.unwrap().run(BRIEF, false, |()| ()).await.unwrap();
         assert!(pool.is_complete());
         assert_eq!(pool.shared.lock().backlog, Duration::ZERO);
         assert_eq!(pool.shared.metrics.queue_depth.get(), 0);
@@ -450,8 +553,9 @@ mod tests {
         let pool = pool(LONG);
         let mut slot = pool.acquire(BRIEF).await.unwrap();
         let (sender, ended) = mpsc::channel::<()>();
-        slot.enqueue(
+        let enqueued = slot.enqueue(
             BRIEF,
+            false,
             Box::new(|()| {
                 Box::new(move || {
                     let _dropped_last = sender;
@@ -459,6 +563,7 @@ mod tests {
                 })
             }),
         );
+        enqueued.unwrap();
         ended.recv().unwrap_err();
         while pool.is_complete() {
             tokio::task::yield_now().await;

@@ -1,51 +1,107 @@
-//! Equal time of refusals while bcrypt hashes of the Python service are left, and only that.
+//! How long hashes take, and with it the equal time of refusals while foreign hashes are left: those of another scheme or
+//! at another cost than new ones, such as the bcrypt hashes of the Python service, or all that were made before the
+//! settings were changed.
 //!
-//! A refusal waits until the slowest verification of a bcrypt hash would be done, so that its time does not tell a bcrypt
-//! account from another one or from none. Waiting for their average, or for a random one of their times, would not do:
-//! refusals of bcrypt accounts would come late, or early, more often than others.
+//! A refusal waits until the slowest verification of any account would be done, so that its time does not tell an account
+//! with a foreign hash from another one or from none. Waiting for the average, or for a random one of their times, would
+//! not do: refusals of some accounts would come late, or early, more often than others.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-/// The highest cost among the bcrypt hashes that are left, and how long verifying one of these lately took.
+use crate::domain::password::{Argon2Cost, HashCost};
+
+/// Assumed time of a hash at the cost of new ones until the first was measured.
+const UNMEASURED: Duration = Duration::from_millis(25);
+
+/// How long hashes of each kind lately took.
 #[derive(Debug)]
-pub(super) struct BcryptTimings {
-    cost: u32,
-    recent: VecDeque<Duration>,
+pub(super) struct HashTimings {
+    cost: Argon2Cost,
+    current: Timings,
+    foreign: BTreeMap<HashCost, Timings>,
 }
 
-impl BcryptTimings {
-    const SAMPLES: usize = 32;
-    pub(super) const FIRST_SAMPLES: usize = 3;
-
-    pub(super) fn new(cost: u32) -> Self {
-        Self { cost, recent: VecDeque::new() }
+impl HashTimings {
+    /// `cost` is that of new hashes.
+    pub(super) fn new(cost: Argon2Cost) -> Self {
+        Self { cost, current: Timings::default(), foreign: BTreeMap::new() }
     }
 
-    pub(super) fn cost(&self) -> u32 {
-        self.cost
+    pub(super) fn is_foreign(&self, cost: HashCost) -> bool {
+        cost != self.cost.into()
     }
 
-    /// Adds a time; those of cheaper hashes do not count.
-    pub(super) fn add(&mut self, cost: u32, took: Duration) {
-        if cost == self.cost {
-            self.recent.truncate(Self::SAMPLES - 1);
-            self.recent.push_front(took);
+    /// Sets which costs hashes in the table have. Returns those of which no time is known yet but will be needed.
+    pub(super) fn set_foreign(&mut self, costs: Vec<HashCost>) -> Vec<HashCost> {
+        let mut known = std::mem::take(&mut self.foreign);
+        let foreign = costs.into_iter().filter(|&cost| self.is_foreign(cost));
+        self.foreign = foreign.map(|cost| (cost, known.remove(&cost).unwrap_or_default())).collect();
+        let current = (HashCost::from(self.cost), &self.current);
+        let needed = self.foreign.iter().map(|(&cost, timings)| (cost, timings));
+        let needed = needed.chain((!self.foreign.is_empty()).then_some(current));
+        needed.filter(|(_, timings)| timings.0.is_empty()).map(|(cost, _)| cost).collect()
+    }
+
+    /// Adds a time. A foreign hash may be met before it is found in the table.
+    pub(super) fn add(&mut self, cost: HashCost, took: Duration) {
+        let timings = if self.is_foreign(cost) { self.foreign.entry(cost).or_default() } else { &mut self.current };
+        timings.add(took);
+    }
+
+    /// How long a hash at the cost of new ones takes.
+    pub(super) fn current(&self) -> Duration {
+        self.current.median().unwrap_or(UNMEASURED)
+    }
+
+    /// How long a hash of this cost takes.
+    pub(super) fn expected(&self, cost: HashCost) -> Duration {
+        if !self.is_foreign(cost) {
+            return self.current();
         }
+        self.foreign.get(&cost).and_then(Timings::median).unwrap_or_else(|| match cost {
+            HashCost::Argon2 { m_kib, t, .. } => {
+                let work = |m_kib: u32, t: u32| f64::from(m_kib) * f64::from(t);
+                self.current().mul_f64(work(m_kib, t) / work(self.cost.m_kib, self.cost.t))
+            }
+            // 2^cost rounds at about 60 microseconds each.
+            HashCost::Bcrypt { cost } => Duration::from_micros(60 << cost),
+        })
+    }
+
+    /// How long a refusal takes in all; zero, that is as long as it takes anyway, once no foreign hash is left.
+    pub(super) fn refusal(&self) -> Duration {
+        if self.foreign.is_empty() {
+            return Duration::ZERO;
+        }
+        self.foreign.values().chain([&self.current]).filter_map(Timings::longest).max().unwrap_or_default()
+    }
+}
+
+/// The latest times, newest first.
+#[derive(Debug, Default)]
+struct Timings(VecDeque<Duration>);
+
+impl Timings {
+    const SAMPLES: usize = 32;
+
+    fn add(&mut self, took: Duration) {
+        self.0.truncate(Self::SAMPLES - 1);
+        self.0.push_front(took);
     }
 
     fn sorted(&self) -> Vec<Duration> {
-        let mut times: Vec<Duration> = self.recent.iter().copied().collect();
+        let mut times: Vec<Duration> = self.0.iter().copied().collect();
         times.sort_unstable();
         times
     }
 
-    pub(super) fn median(&self) -> Option<Duration> {
-        self.sorted().get(self.recent.len() / 2).copied()
+    fn median(&self) -> Option<Duration> {
+        self.sorted().get(self.0.len() / 2).copied()
     }
 
     /// How long nearly every verification takes. An outlier does not count.
-    pub(super) fn longest(&self) -> Option<Duration> {
+    fn longest(&self) -> Option<Duration> {
         let longest = *self.sorted().last()?;
         Some((longest + longest / 8).min(self.median()? * 3))
     }
@@ -55,16 +111,50 @@ impl BcryptTimings {
 mod tests {
     use super::*;
 
-    fn longest(times: impl IntoIterator<Item = u64>) -> Option<Duration> {
-        let recent = times.into_iter().map(Duration::from_millis).collect();
-        BcryptTimings { cost: 4, recent }.longest()
+    const COST: Argon2Cost = Argon2Cost { m_kib: 7168, t: 2 };
+    const BCRYPT: HashCost = HashCost::Bcrypt { cost: 12 };
+
+    const fn ms(millis: u64) -> Duration {
+        Duration::from_millis(millis)
     }
 
     #[test]
     fn an_outlier_does_not_delay_other_refusals() {
-        assert_eq!(longest([]), None);
-        assert_eq!(longest([80]), Some(Duration::from_millis(90)));
-        assert_eq!(longest([100, 160, 120]), Some(Duration::from_millis(180)));
-        assert_eq!(longest([100, 9000, 110]), Some(Duration::from_millis(330)));
+        let longest = |times: &[u64]| Timings(times.iter().copied().map(ms).collect()).longest();
+        assert_eq!(longest(&[]), None);
+        assert_eq!(longest(&[80]), Some(ms(90)));
+        assert_eq!(longest(&[100, 160, 120]), Some(ms(180)));
+        assert_eq!(longest(&[100, 9000, 110]), Some(ms(330)));
+    }
+
+    #[test]
+    fn a_foreign_hash_changes_nothing_of_what_new_ones_are_taken_for() {
+        let mut timings = HashTimings::new(COST);
+        timings.add(COST.into(), ms(16));
+        for _ in 0..100 {
+            timings.add(HashCost::Argon2 { m_kib: 65_536, t: 10, lanes: 1 }, ms(900));
+            timings.add(BCRYPT, ms(200));
+        }
+        assert_eq!(timings.current(), ms(16));
+        assert_eq!(timings.expected(BCRYPT), ms(200));
+        assert_eq!(timings.expected(HashCost::Argon2 { m_kib: 7168, t: 4, lanes: 1 }), ms(32));
+    }
+
+    #[test]
+    fn a_refusal_takes_as_long_as_the_slowest_kind_that_is_left() {
+        let mut timings = HashTimings::new(COST);
+        timings.add(COST.into(), ms(16));
+        assert_eq!(timings.refusal(), ms(0));
+        let cheap = HashCost::Argon2 { m_kib: 7168, t: 1, lanes: 1 };
+        assert_eq!(timings.set_foreign(vec![COST.into(), cheap]), [cheap]);
+        timings.add(cheap, ms(8));
+        assert_eq!(timings.refusal(), ms(18));
+        assert_eq!(timings.set_foreign(vec![COST.into(), cheap, BCRYPT]), [BCRYPT]);
+        timings.add(BCRYPT, ms(80));
+        assert_eq!(timings.refusal(), ms(90));
+        assert!(timings.set_foreign(vec![COST.into(), cheap]).is_empty());
+        assert_eq!(timings.refusal(), ms(18));
+        assert!(timings.set_foreign(vec![COST.into()]).is_empty());
+        assert_eq!(timings.refusal(), ms(0));
     }
 }

@@ -7,11 +7,12 @@ use sqlx::{PgConnection, PgPool};
 
 use crate::app::App;
 use crate::db;
+use crate::domain::password::HashCost;
 use crate::error::Error;
 
 /// Rows a step looks at.
 const STEP: i64 = 2000;
-/// How often to look for bcrypt hashes where nothing else is to be done.
+/// How often to look for foreign hashes where nothing else is to be done.
 const LOOK_INTERVAL: Duration = Duration::from_mins(5);
 
 /// What a clean-up deleted.
@@ -83,12 +84,12 @@ async fn delete_all(
     }
 }
 
-/// Cleans up for ever, at jittered intervals, so that replicas do not wake at once. Also looks which bcrypt hashes are
-/// left, even where cleaning up is turned off.
+/// Cleans up for ever, at jittered intervals, so that replicas do not wake at once. Also looks which foreign hashes
+/// are left, even where cleaning up is turned off.
 pub async fn run(app: App) {
     loop {
         tokio::time::sleep(jittered(app.config.cleanup_interval().unwrap_or(LOOK_INTERVAL))).await;
-        look_for_bcrypt_hashes(&app).await;
+        look_for_foreign_hashes(&app).await;
         if app.config.cleanup_interval().is_none() {
             continue;
         }
@@ -105,11 +106,14 @@ pub async fn run(app: App) {
     }
 }
 
-/// Tells the hasher the cost of the bcrypt hashes that the Python service has left, if any.
-pub async fn look_for_bcrypt_hashes(app: &App) {
-    match db::users::highest_bcrypt_cost(&app.db).await {
-        Ok(cost) => app.hasher.set_bcrypt_cost(cost.and_then(|digits| digits.parse().ok())).await,
-        Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "could not look for bcrypt hashes"),
+/// Tells the hasher what password hashes there are of another scheme or at another cost than new ones.
+pub async fn look_for_foreign_hashes(app: &App) {
+    match db::users::hash_parameters(&app.db).await {
+        Ok(parameters) => {
+            let costs = parameters.iter().filter_map(|text| HashCost::from_parameters(text));
+            app.hasher.set_foreign(costs.collect()).await;
+        }
+        Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "could not look for foreign hashes"),
     }
 }
 

@@ -1,8 +1,8 @@
 //! Signing in with a password.
 //!
 //! A refused login does not tell whether the account exists: an unknown address and a wrong password cost one real hash
-//! each and get the same answer. While accounts with bcrypt hashes are left, every refusal is delayed until one of
-//! theirs would have come ([`crate::passwords::hasher::Hasher::refusal_delay`]). A throttled attempt is answered before any
+//! each and get the same answer. While hashes of other schemes or costs are left, every refusal is delayed until the
+//! slowest of theirs would have come ([`crate::passwords::hasher::Hasher::refusal_delay`]). A throttled attempt is answered before any
 //! hash, for known and unknown accounts alike.
 
 use super::audit::audit;

@@ -141,3 +141,52 @@ async fn no_connection_is_held_while_hashing_or_queueing(pool: PgPool) {
         login.abort();
     }
 }
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn a_refusal_takes_as_long_as_the_dearest_hash_that_is_left(pool: PgPool) {
+    let dear = TestApp::with(pool, &["--password-argon2-memory-kib=65536", "--password-argon2-passes=3"]);
+    dear.register("cust@example.com", "customer").await;
+    let cheap = ["--password-argon2-memory-kib=64", "--password-argon2-passes=1"];
+    let app = TestApp::with_clock(dear.db.clone(), &cheap, dear.clock.clone());
+    app.register("other@example.com", "customer").await;
+    auth::service::cleanup::look_for_foreign_hashes(&app.app).await;
+    let started = Instant::now();
+    assert_eq!(app.try_login("cust@example.com", "not the password").await.status, 401);
+    let dear = started.elapsed();
+    for email in ["nobody@example.com", "other@example.com"] {
+        let started = Instant::now();
+        assert_eq!(app.try_login(email, "not the password").await.status, 401);
+        // The dear one itself may have been held up.
+        assert!(started.elapsed() > dear / 3, "{email}: {:?} instead of {dear:?}", started.elapsed());
+    }
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn each_kind_of_hash_is_found_once(pool: PgPool) {
+    let app = TestApp::new(pool);
+    for (number, hash) in [
+        "$2b$12$AToaJW/vWh2zQWC7Y6wtaOydfsLgRPdabeYPjiMiiQiEosDnyVGEC",
+        "$2y$04$AToaJW/vWh2zQWC7Y6wtaOydfsLgRPdabeYPjiMiiQiEosDnyVGEC",
+        "$argon2id$v=19$m=7168,t=2,p=1$c29tZXNhbHQ$9sTbSlTio3Biev89thdrlKKiCaYsjjYVJxGAL3swxpQ",
+        "$argon2i$m=16,t=10,p=12$c29tZXNhbHQ$9sTbSlTio3Biev89thdrlKKiCaYsjjYVJxGAL3swxpQ",
+        "",
+        "pbkdf2_sha256$1000$salt$hash",
+        "$2b$",
+    ]
+    .iter()
+    .enumerate()
+    {
+        for copy in 0..2 {
+            sqlx::query("INSERT INTO users (email, password_hash) VALUES ($1, $2)")
+                .bind(format!("user{number}{copy}@example.com"))
+                .bind(hash)
+                .execute(&app.db)
+                .await
+                .unwrap();
+        }
+    }
+    let found = auth::db::users::hash_parameters(&app.db).await.unwrap();
+    let mut expected = ["$2b$12", "$2y$04", "$argon2i$m=16,t=10,p=12", "$argon2id$v=19$m=7168,t=2,p=1"].to_vec();
+    expected.sort_unstable();
+    assert_eq!(found, expected);
+}
