@@ -256,7 +256,6 @@ async fn space_around_and_within(pool: PgPool) {
     refused(pool, |token| {
         let [header, payload, signature] = parts(token);
         vec![
-            format!(" {token}"),
             format!("{token} "),
             format!("{token}\n"),
             format!("\t{token}"),
