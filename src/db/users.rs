@@ -207,18 +207,17 @@ pub async fn find(pool: &PgPool, email: Email) -> sqlx::Result<Option<User>> {
 }
 
 /// The user an access token speaks for: the one whose address is its subject, as long as the token's session lives.
-/// Tokens of the Python service name no session.
-pub async fn of_bearer(pool: &PgPool, subject: &str, session_id: Option<SessionId>) -> sqlx::Result<Option<User>> {
+pub async fn of_bearer(pool: &PgPool, subject: &str, session_id: SessionId) -> sqlx::Result<Option<User>> {
     sqlx::query_as!(
         User,
         r#"
         SELECT id AS "id: UserId", email, role AS "role: Role"
         FROM users
         WHERE email = $1
-          AND ($2::uuid IS NULL OR EXISTS (
+          AND EXISTS (
               SELECT FROM sessions
               WHERE sessions.id = $2 AND sessions.user_id = users.id AND sessions.ended_at IS NULL
-          ))
+          )
         "#,
         subject,
         session_id as _,

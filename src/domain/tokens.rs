@@ -116,7 +116,7 @@ impl Jti {
 #[derive(Clone, Debug)]
 pub struct AccessClaims {
     pub subject: String,
-    pub session_id: Option<SessionId>,
+    pub session_id: SessionId,
 }
 
 /// What a verified refresh token says. Whether it is still good is the store's to say.
@@ -294,7 +294,9 @@ impl TokenKeys {
     pub fn verify_access(&self, token: &str, now: DateTime<Utc>) -> Result<AccessClaims, TokenError> {
         let payload = self.verify(token, ACCESS, now)?;
         let subject = payload.sub.ok_or(TokenError::Invalid)?;
-        Ok(AccessClaims { subject, session_id: payload.sid.map(SessionId) })
+        // The Python service's have none; it had no route that took one. Nothing could end one.
+        let session_id = payload.sid.map(SessionId).ok_or(TokenError::Invalid)?;
+        Ok(AccessClaims { subject, session_id })
     }
 
     pub fn verify_refresh(&self, token: &str, now: DateTime<Utc>) -> Result<RefreshClaims, TokenError> {

@@ -36,14 +36,14 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(session: sessions::Session, current: Option<SessionId>) -> Self {
+    pub(super) fn new(session: sessions::Session, current: SessionId) -> Self {
         Self {
             id: session.id.0,
             created_at: rfc3339(session.created_at),
             last_seen_at: rfc3339(session.last_seen_at),
             user_agent: session.user_agent,
             ip: session.ip.map(|ip| ip.to_string()),
-            current: current == Some(session.id),
+            current: current == session.id,
         }
     }
 }
@@ -53,7 +53,7 @@ pub(super) fn listed(
     path: &str,
     size: PageSize,
     page: Page<sessions::Session>,
-    current: Option<SessionId>,
+    current: SessionId,
 ) -> (HeaderMap, Json<Vec<Session>>) {
     let link = link_to_next(path, size, page.next_after().map(|session| session.id));
     (link, Json(page.entries.into_iter().map(|session| Session::new(session, current)).collect()))

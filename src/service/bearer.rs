@@ -12,8 +12,7 @@ use crate::error::Error;
 #[derive(Clone, Debug)]
 pub struct Bearer {
     pub user: User,
-    /// None for an access token of the Python service.
-    pub session_id: Option<SessionId>,
+    pub session_id: SessionId,
 }
 
 impl Bearer {

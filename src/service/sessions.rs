@@ -28,7 +28,7 @@ pub async fn list(
 /// Ends one of the bearer's own sessions. One that is not theirs, or not alive, is not found.
 pub async fn end(app: &App, bearer: &Bearer, id: SessionId, client: &ClientInfo) -> Result<(), Error> {
     let user_id = bearer.user.id;
-    let own = bearer.session_id == Some(id);
+    let own = bearer.session_id == id;
     let reason = if own { EndReason::Logout } else { EndReason::LoggedOutElsewhere };
     let mut connection = app.db.acquire().await?;
     if !db::sessions::end_one(&mut connection, user_id, id, reason, app.clock.now()).await? {

@@ -1,5 +1,6 @@
 //! Refresh tokens from before: those of the Python service, and those signed with a former secret.
 
+use axum::http::Method;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use uuid::Uuid;
@@ -151,16 +152,26 @@ async fn the_algorithm_is_configured_and_no_other_is_taken(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
-async fn an_access_token_of_the_python_service_speaks_for_its_user(pool: PgPool) {
+async fn an_access_token_without_a_session_opens_nothing(pool: PgPool) {
     let app = TestApp::new(pool);
-    app.register("cust@example.com", "customer").await;
+    app.register("boss@example.com", "admin").await;
+    let tokens = app.login("boss@example.com").await;
+    // The Python service issued these, and whoever holds the shared secret can, for ever.
     let exp = app.clock.now().timestamp() + 900;
-    let token = sign(&json!({"sub": "cust@example.com", "role": "admin", "exp": exp, "type": "access"}), SECRET);
-    let me = app.get_as("/users/me", &token).await;
-    // The role is the row's, whatever the token says.
-    assert_eq!(me.json()["role"], "customer");
-    app.execute("DELETE FROM users").await;
-    app.get_as("/users/me", &token).await.assert_detail(401, "Invalid access token");
+    let token = sign(&json!({"sub": "boss@example.com", "role": "admin", "exp": exp, "type": "access"}), SECRET);
+    let session = format!("/auth/sessions/{}", tokens.session());
+    for (method, path) in [
+        (Method::GET, "/users/me"),
+        (Method::GET, "/auth/sessions"),
+        (Method::DELETE, session.as_str()),
+        (Method::POST, "/auth/password"),
+        (Method::GET, "/users/1"),
+        (Method::DELETE, "/users/1"),
+    ] {
+        app.request_as(method, path, &token, None).await.assert_detail(401, "Invalid access token");
+    }
+    let null = json!({"sub": "boss@example.com", "role": "admin", "exp": exp, "type": "access", "sid": null});
+    app.get_as("/users/me", &sign(&null, SECRET)).await.assert_detail(401, "Invalid access token");
 }
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use crate::support::{Answer, PASSWORD, Pair, TestApp, claims, pair, sign};
+use crate::support::{Answer, PASSWORD, Pair, TestApp, pair};
 
 const REFUSED: &str = "Refresh token not valid";
 
@@ -183,17 +183,4 @@ async fn nobody_ends_the_session_of_somebody_else(pool: PgPool) {
     app.get("/auth/sessions").await.assert_detail(401, "Not authenticated");
     assert_eq!(app.rows().await, before);
     pair(&app.refresh(&victim.refresh).await);
-}
-
-#[sqlx::test(migrator = "auth::db::MIGRATOR")]
-async fn the_bearer_of_a_python_token_sees_sessions_but_is_in_none(pool: PgPool) {
-    let app = TestApp::new(pool);
-    let tokens = app.customer("cust@example.com").await;
-    let mut access = claims(&tokens.access);
-    access.as_object_mut().unwrap().remove("sid");
-    let python = Pair { access: sign(&access, crate::support::SECRET), refresh: String::new() };
-    let sessions = list(&app, &python).await;
-    assert_eq!((sessions.len(), &sessions[0]["current"]), (1, &json!(false)));
-    assert_eq!(end(&app, &python, tokens.session()).await.status, 204);
-    assert_eq!(app.end_reason(tokens.session()).await.as_deref(), Some("logged_out_elsewhere"));
 }
