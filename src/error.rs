@@ -1,7 +1,10 @@
 //! The one error of the services. It knows no HTTP; `http::error` says what each becomes there.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
+
+use sqlx::error::DatabaseError;
 
 use crate::domain::session::EndReason;
 use crate::domain::tokens::TokenError;
@@ -37,6 +40,15 @@ pub enum Error {
     /// No such user or session.
     #[error("not found")]
     NotFound,
+    /// The only administrator is to be deleted or demoted.
+    #[error("the last administrator")]
+    LastAdmin,
+    /// A user is to be deleted to whom a row of another table refers.
+    #[error("other data still refers to this user: {0}")]
+    StillReferenced(#[source] Arc<sqlx::Error>),
+    /// The database refuses for good what it was asked to write: the data (class 22 or 23) or the privilege (42501).
+    #[error("the database refuses this change: {0}")]
+    RefusedByDatabase(#[source] Arc<sqlx::Error>),
     /// Too many failed logins or registrations; one more fits after this long.
     #[error("throttled")]
     Throttled(Duration),
@@ -50,7 +62,37 @@ pub enum Error {
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
-        Self::Database(Arc::new(error))
+        Arc::new(error).into()
+    }
+}
+
+impl From<Arc<sqlx::Error>> for Error {
+    /// A row that a foreign key asks for may have been deleted a moment ago; trying again then tells the truth.
+    fn from(error: Arc<sqlx::Error>) -> Self {
+        let for_good =
+            |code: &str| code == "42501" || (code.starts_with("22") || code.starts_with("23")) && code != FOREIGN_KEY;
+        if code_of(&error).is_some_and(|code| for_good(&code)) {
+            Self::RefusedByDatabase(error)
+        } else {
+            Self::Database(error)
+        }
+    }
+}
+
+const FOREIGN_KEY: &str = "23503";
+
+fn code_of(error: &sqlx::Error) -> Option<Cow<'_, str>> {
+    error.as_database_error().and_then(DatabaseError::code)
+}
+
+impl Error {
+    /// Of the deletion of a user, where a foreign key means that the user is referred to.
+    pub(crate) fn of_deletion(error: sqlx::Error) -> Self {
+        if code_of(&error).as_deref() == Some(FOREIGN_KEY) {
+            Self::StillReferenced(Arc::new(error))
+        } else {
+            error.into()
+        }
     }
 }
 

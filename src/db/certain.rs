@@ -12,16 +12,20 @@
 
 use std::time::{Duration, Instant};
 
+use sqlx::error::DatabaseError;
 use sqlx::pool::PoolConnection;
 use sqlx::{PgPool, Postgres};
 
 /// How long an outcome is sought. A request is answered 503 before, if its own time is up.
 const TIMEOUT: Duration = Duration::from_mins(1);
 const PAUSE: Duration = Duration::from_millis(50);
+/// How often a write is done again that the server broke off in favour of another.
+const MAX_BROKEN_OFF: u32 = 5;
 /// How long a connection is sought of which nothing depends yet.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Runs `work` on a connection of the pool, and again on another one as long as connections are lost under it. The
+/// Runs `work` on a connection of the pool, and again on another one as long as connections are lost under it, and some
+/// times where the server broke it off. The
 /// second argument says whether an earlier attempt may have done it already; `work` must then answer as that one would
 /// have.
 pub async fn execute<T, F>(pool: &PgPool, mut work: impl FnMut(PoolConnection<Postgres>, bool) -> F) -> sqlx::Result<T>
@@ -30,6 +34,7 @@ where
 {
     let started = Instant::now();
     let mut again = false;
+    let mut broken_off = 0;
     loop {
         let outcome = match acquire(pool).await {
             Ok(connection) => work(connection, again).await,
@@ -45,9 +50,16 @@ where
                 again = true;
                 tokio::time::sleep(PAUSE).await;
             }
+            Err(error) if is_broken_off(&error) && broken_off < MAX_BROKEN_OFF => broken_off += 1,
             outcome => return outcome,
         }
     }
+}
+
+/// Whether the server undid the write because of another one at the same time: a deadlock, or a failure to serialise.
+fn is_broken_off(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(DatabaseError::code);
+    code.is_some_and(|code| code == "40P01" || code == "40001")
 }
 
 /// Takes a connection of the pool; where the server breaks off while it is being opened, another one.

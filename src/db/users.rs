@@ -313,25 +313,47 @@ pub async fn list(pool: &PgPool, after: UserId, limit: i64, email: Option<&str>)
     }
 }
 
-/// Gives a user another role.
+/// What became of a change after which an administrator must be left.
+#[derive(Clone, Debug)]
+pub enum Change<T> {
+    Done(T),
+    /// The user is the only administrator.
+    LastAdmin,
+    NoSuchUser,
+}
+
+/// Gives a user another role. Administrators are locked in the order of their ids, so that of two who are demoted or
+/// deleted at the same time the second finds the first one gone.
 pub async fn set_role(
-    executor: impl PgExecutor<'_>,
+    connection: &mut PgConnection,
     id: UserId,
     role: &Role,
     now: DateTime<Utc>,
-) -> sqlx::Result<Option<User>> {
-    sqlx::query_as!(
+) -> sqlx::Result<Change<User>> {
+    let user = sqlx::query_as!(
         User,
         r#"
-        UPDATE users SET role = $2, updated_at = $3 WHERE id = $1
+        WITH admins AS (
+            SELECT id FROM users WHERE role = 'admin' ORDER BY id FOR NO KEY UPDATE
+        )
+        UPDATE users SET role = $2, updated_at = $3
+        WHERE id = $1 AND ($2 = 'admin' OR role <> 'admin' OR EXISTS (SELECT FROM admins WHERE id <> $1))
         RETURNING id AS "id: UserId", email, role AS "role: Role"
         "#,
         id as _,
         role as _,
         now.naive_utc(),
     )
-    .fetch_optional(executor)
-    .await
+    .fetch_optional(&mut *connection)
+    .await?;
+    match user {
+        Some(user) => Ok(Change::Done(user)),
+        None => why_not(connection, id).await,
+    }
+}
+
+async fn why_not<T>(connection: &mut PgConnection, id: UserId) -> sqlx::Result<Change<T>> {
+    Ok(if exists(connection, id).await? { Change::LastAdmin } else { Change::NoSuchUser })
 }
 
 /// Replaces a user's password hash, whatever it was. (A login replaces one together with opening its session, see
@@ -353,12 +375,20 @@ pub async fn set_password_hash(
     .map(|_| ())
 }
 
-/// Deletes a user; tokens go with it, ended sessions stay for their reasons.
-pub async fn delete(executor: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<bool> {
-    sqlx::query!("DELETE FROM users WHERE id = $1", id as _)
-        .execute(executor)
-        .await
-        .map(|done| done.rows_affected() > 0)
+/// Deletes a user, under the same lock as [`set_role`]; tokens go with it, ended sessions stay for their reasons.
+pub async fn delete(connection: &mut PgConnection, id: UserId) -> sqlx::Result<Change<()>> {
+    let deleted = sqlx::query!(
+        r"
+        WITH admins AS (
+            SELECT id FROM users WHERE role = 'admin' ORDER BY id FOR NO KEY UPDATE
+        )
+        DELETE FROM users WHERE id = $1 AND (role <> 'admin' OR EXISTS (SELECT FROM admins WHERE id <> $1))
+        ",
+        id as _,
+    )
+    .execute(&mut *connection)
+    .await?;
+    if deleted.rows_affected() > 0 { Ok(Change::Done(())) } else { why_not(connection, id).await }
 }
 
 /// The schemes and parameters of all password hashes, each once, as they stand at the beginning of a hash. Of what looks

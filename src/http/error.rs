@@ -107,6 +107,12 @@ fn service(error: &Error) -> Refusal {
         Error::InvalidAccessToken => unauthorized("Invalid access token"),
         Error::Forbidden => detail(StatusCode::FORBIDDEN, "Not permitted"),
         Error::NotFound => detail(StatusCode::NOT_FOUND, "Not Found"),
+        Error::LastAdmin => detail(StatusCode::CONFLICT, "The last administrator cannot be deleted or demoted"),
+        Error::StillReferenced(_) => detail(StatusCode::CONFLICT, "Other data still refers to this user"),
+        Error::RefusedByDatabase(_) => {
+            tracing::error!(error = error.source(), "the database refused a change");
+            detail(StatusCode::CONFLICT, "The database refuses this change")
+        }
         Error::Throttled(wait) => retry(StatusCode::TOO_MANY_REQUESTS, "Too many attempts, try again later", *wait),
         Error::Busy(wait) => retry(StatusCode::SERVICE_UNAVAILABLE, "Service busy, try again later", *wait),
         Error::Database(_) => {

@@ -137,6 +137,7 @@ refusals! {
     Forbidden { Error::Forbidden => "Not permitted, or a page of another site sent this", }
     RoleNotOpen { Error::RoleNotOpen => "The role is not open for registration, or a page of another site sent this", }
     NotFound { Error::NotFound => "No such user or session", }
+    Conflict { Error::LastAdmin => "The last administrator, or a user to whom other data refers", }
     EmailTaken { Error::EmailTaken => "The address has an account", }
     Throttled { Error::Throttled(Duration::from_mins(1)) => "Too many attempts", }
     Unavailable { Error::Busy(Duration::from_secs(1)) => "Busy, or without its database", }

@@ -10,7 +10,7 @@ use super::body::{Body, FromBody};
 use super::error::ApiError;
 use super::extract::{Admin, MayListUsers, PathSegment, Query, SignedIn, whole_number};
 use super::fields::Fields;
-use super::openapi::{BodyErrors, Forbidden, NotFound, PathErrors, QueryErrors, Unauthorized, Unavailable};
+use super::openapi::{BodyErrors, Conflict, Forbidden, NotFound, PathErrors, QueryErrors, Unauthorized, Unavailable};
 use super::problem::{Location, Problem};
 use super::sessions::{Session, listed};
 use crate::app::App;
@@ -141,7 +141,7 @@ pub(super) async fn get(
     params(("id" = i64, Path)),
     responses(
         (status = 200, description = "The user as it is now", body = User),
-        BodyErrors, Unauthorized, Forbidden, NotFound, Unavailable,
+        BodyErrors, Unauthorized, Forbidden, NotFound, Conflict, Unavailable,
     ))]
 pub(super) async fn set_role(
     State(app): State<App>,
@@ -160,7 +160,7 @@ pub(super) async fn set_role(
     params(("id" = i64, Path)),
     responses(
         (status = 204, description = "Deleted, and signed out everywhere"),
-        Unauthorized, Forbidden, NotFound, PathErrors, Unavailable,
+        Unauthorized, Forbidden, NotFound, Conflict, PathErrors, Unavailable,
     ))]
 pub(super) async fn delete(
     State(app): State<App>,

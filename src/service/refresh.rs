@@ -35,7 +35,7 @@ impl From<BatchError> for Error {
     fn from(error: BatchError) -> Self {
         match error {
             BatchError::Full => Self::Busy(Duration::from_secs(1)),
-            BatchError::Database(error) | BatchError::InDoubt(error) => Self::Database(error),
+            BatchError::Database(error) | BatchError::InDoubt(error) => error.into(),
         }
     }
 }

@@ -1,11 +1,12 @@
 //! Finding, listing, creating, changing and deleting users, for administrators and the command line.
 
 use chrono::{DateTime, Utc};
-use sqlx::PgPool;
+use sqlx::{Connection as _, PgPool};
 
 use super::audit::{Actor, audit_by};
 use crate::db;
 use crate::db::sessions::Except;
+use crate::db::users::Change;
 pub use crate::db::users::{User, UserDetails};
 use crate::domain::email::Email;
 use crate::domain::ids::UserId;
@@ -45,20 +46,39 @@ pub async fn create(
 }
 
 /// Gives a user another role. Access tokens that are out keep the old one until they expire.
-pub async fn set_role(db: &PgPool, actor: Actor, id: UserId, role: &Role, now: DateTime<Utc>) -> Result<User, Error> {
-    let user = db::users::set_role(db, id, role, now).await?.ok_or(Error::NotFound)?;
-    audit_by(actor, "role_change", "success", Some(id), None);
-    Ok(user)
+pub async fn set_role(pool: &PgPool, actor: Actor, id: UserId, role: &Role, now: DateTime<Utc>) -> Result<User, Error> {
+    let changed = db::certain::execute(pool, |mut connection, _| async move {
+        db::users::set_role(&mut connection, id, role, now).await
+    });
+    finish(actor, "role_change", id, changed.await?)
 }
 
 /// Deletes a user and ends the user's sessions; their rows stay for the reason.
-pub async fn delete(db: &PgPool, actor: Actor, id: UserId, now: DateTime<Utc>) -> Result<(), Error> {
-    let mut transaction = db.begin().await?;
-    db::sessions::end_all(&mut transaction, id, Except::Nothing, EndReason::UserDeleted, now).await?;
-    if !db::users::delete(&mut *transaction, id).await? {
-        return Err(Error::NotFound);
+pub async fn delete(pool: &PgPool, actor: Actor, id: UserId, now: DateTime<Utc>) -> Result<(), Error> {
+    let deleted = db::certain::execute(pool, |mut connection, again| async move {
+        let mut transaction = connection.begin().await?;
+        db::sessions::end_all(&mut transaction, id, Except::Nothing, EndReason::UserDeleted, now).await?;
+        match db::users::delete(&mut transaction, id).await? {
+            Change::Done(()) => transaction.commit().await.map(Change::Done),
+            // A user who is gone now was there before.
+            Change::NoSuchUser if again => Ok(Change::Done(())),
+            refused => Ok(refused),
+        }
+    });
+    finish(actor, "user_delete", id, deleted.await.map_err(Error::of_deletion)?)
+}
+
+/// Writes the audit line of a change.
+fn finish<T>(actor: Actor, event: &'static str, id: UserId, change: Change<T>) -> Result<T, Error> {
+    match change {
+        Change::Done(value) => {
+            audit_by(actor, event, "success", Some(id), None);
+            Ok(value)
+        }
+        Change::LastAdmin => {
+            audit_by(actor, event, "last_admin", Some(id), None);
+            Err(Error::LastAdmin)
+        }
+        Change::NoSuchUser => Err(Error::NotFound),
     }
-    transaction.commit().await?;
-    audit_by(actor, "user_delete", "success", Some(id), None);
-    Ok(())
 }

@@ -4,7 +4,7 @@ use axum::http::Method;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 
-use crate::support::{Answer, CLOSED, PASSWORD, Pair, TestApp, pair};
+use crate::support::{Answer, CLOSED, PASSWORD, Pair, TestApp, pair, together};
 
 const REFUSED: &str = "Refresh token not valid";
 
@@ -194,4 +194,74 @@ async fn an_administrator_signs_a_user_out_everywhere(pool: PgPool) {
     // The user is not locked out, and nobody else was meant.
     app.login("cust@example.com").await;
     pair(&app.refresh(&scene.admin.refresh).await);
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn the_last_administrator_stays(pool: PgPool) {
+    let scene = Scene::new(pool).await;
+    let before = scene.app.rows().await;
+    let sentence = "The last administrator cannot be deleted or demoted";
+    let demote = Some(json!({"role": "customer"}));
+    scene.request(Method::PATCH, "/users/1", demote.clone()).await.assert_detail(409, sentence);
+    scene.request(Method::DELETE, "/users/1", None).await.assert_detail(409, sentence);
+    assert_eq!(scene.app.rows().await, before);
+    assert_eq!(scene.request(Method::PATCH, "/users/1", Some(json!({"role": "admin"}))).await.status, 200);
+    assert_eq!(scene.request(Method::PATCH, "/users/2", Some(json!({"role": "admin"}))).await.status, 200);
+    assert_eq!(scene.request(Method::PATCH, "/users/1", demote).await.status, 200);
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn of_two_last_administrators_who_remove_each_other_at_once_one_stays(pool: PgPool) {
+    let scene = Scene::new(pool).await;
+    let app = &scene.app;
+    for round in 0..10 {
+        app.execute("UPDATE users SET role = 'admin'").await;
+        let other = app.login("cust@example.com").await;
+        let attempts = [(scene.admin.access.clone(), 2), (other.access, 1)].map(|(access, victim)| {
+            let app = app.clone();
+            async move {
+                let body = Some(json!({"role": "customer"}));
+                app.request_as(Method::PATCH, &format!("/users/{victim}"), &access, body).await.status.as_u16()
+            }
+        });
+        let outcomes = together(attempts).await;
+        assert_eq!(app.value::<i64>("SELECT count(*) FROM users WHERE role = 'admin'").await, 1, "{round}");
+        // The one that came too late either was no administrator any more or the last one.
+        assert!(
+            outcomes.contains(&200) && outcomes.iter().all(|status| [200, 403, 409].contains(status)),
+            "{outcomes:?}"
+        );
+    }
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn what_the_database_refuses_for_good_is_a_conflict(pool: PgPool) {
+    let scene = Scene::new(pool).await;
+    let app = &scene.app;
+    app.execute("CREATE TABLE orders (user_id bigint REFERENCES users (id))").await;
+    app.execute("INSERT INTO orders VALUES (2)").await;
+    app.execute("ALTER TABLE users ADD CONSTRAINT no_staff CHECK (role <> 'staff')").await;
+    let before = app.rows().await;
+    let referenced = scene.request(Method::DELETE, "/users/2", None).await;
+    referenced.assert_detail(409, "Other data still refers to this user");
+    let refused = scene.request(Method::PATCH, "/users/2", Some(json!({"role": "staff"}))).await;
+    refused.assert_detail(409, "The database refuses this change");
+    assert_eq!(app.rows().await, before);
+    app.execute("DELETE FROM orders").await;
+    assert_eq!(scene.request(Method::DELETE, "/users/2", None).await.status, 204);
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn a_deletion_that_was_broken_off_by_a_deadlock_is_done_again(pool: PgPool) {
+    let scene = Scene::new(pool).await;
+    let app = &scene.app;
+    app.execute("CREATE SEQUENCE attempts").await;
+    app.execute(
+        "CREATE FUNCTION break_off() RETURNS trigger LANGUAGE plpgsql AS
+         'BEGIN IF nextval(''attempts'') < 3 THEN RAISE ''deadlock'' USING ERRCODE = ''40P01''; END IF; RETURN OLD; END'",
+    )
+    .await;
+    app.execute("CREATE TRIGGER break_off BEFORE DELETE ON users FOR EACH ROW EXECUTE FUNCTION break_off()").await;
+    assert_eq!(scene.request(Method::DELETE, "/users/2", None).await.status, 204);
+    app.refresh(&scene.customer[0].refresh).await.assert_refused(REFUSED, Some("user_deleted"));
 }
