@@ -67,6 +67,23 @@ async fn a_hundred_are_the_limit_unless_configured(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn the_migration_leaves_the_newest_hundred(pool: PgPool) {
+    let app = TestApp::new(pool);
+    let stranger = app.customer("stranger@example.com").await;
+    let tokens = app.customer("cust@example.com").await;
+    app.execute(
+        "INSERT INTO sessions (id, user_id, created_at, last_seen_at)
+         SELECT ('ffffffff-0000-7000-8000-' || lpad(n::text, 12, '0'))::uuid, user_id, created_at, created_at
+         FROM sessions, generate_series(1, 100) AS n WHERE user_id = 2",
+    )
+    .await;
+    app.execute(include_str!("../../migrations/20260112090100_end_surplus_sessions.sql")).await;
+    assert_gave_way(&app, &tokens).await;
+    assert_eq!(live(&app).await, 100 + 1);
+    pair(&app.refresh(&stranger.refresh).await);
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
 async fn a_lowered_limit_holds_from_the_next_login_on(pool: PgPool) {
     let app = TestApp::new(pool);
     app.customer("cust@example.com").await;
