@@ -108,6 +108,10 @@ pub struct Config {
     /// Origins that browsers may call from, or * [default: none, CORS is off]
     #[arg(env, value_name = "ORIGIN,...", help_heading = "Service", value_parser = list(origin).map(CorsOrigins::from))]
     pub cors_allowed_origins: Option<CorsOrigins>,
+    /// Serve the OpenAPI document and the page to try it on: on or off
+    #[arg(env, default_value = "off", in_development = "on", value_name = "ON_OFF", help_heading = "Service",
+        action = ArgAction::Set, value_parser = word(&ON_OFF))]
+    pub api_docs: bool,
     /// Time a request may take
     #[arg(env = "REQUEST_TIMEOUT_SECONDS", default_value = "20", value_name = "SECONDS", help_heading = "Service",
         value_parser = whole(1..=300).map(Duration::from_secs))]

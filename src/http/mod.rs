@@ -79,7 +79,7 @@ pub fn build(app: App) -> HttpService {
     let (router, _) = routes().split_for_parts();
     let router = router
         .route("/health", get(health::health))
-        .merge(docs::routes())
+        .merge(if app.config.api_docs { docs::routes() } else { Router::new() })
         .fallback(|| std::future::ready(ApiError::NotFound))
         .method_not_allowed_fallback(|| std::future::ready(ApiError::MethodNotAllowed))
         .layer(

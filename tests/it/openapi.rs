@@ -123,3 +123,11 @@ async fn the_page_and_the_document_are_served(pool: PgPool) {
     assert!(start.body.contains("/auth/openapi.json"), "{}", start.body);
     app.get("/auth/docs/nothing.js").await.assert_detail(404, "Not Found");
 }
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn without_api_docs_neither_is_there(pool: PgPool) {
+    let app = TestApp::with(pool, &["--api-docs=off"]);
+    for path in ["/auth/openapi.json", "/openapi.json", "/auth/docs", "/docs", "/auth/docs/swagger-ui.css"] {
+        app.get(path).await.assert_detail(404, "Not Found");
+    }
+}
