@@ -1,13 +1,17 @@
 //! `/auth/openapi.json` and `/auth/docs`: what the service says of itself, against what it does.
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
-use axum::body::Body;
+use axum::body::{Body, Bytes, HttpBody};
 use axum::http::Request;
+use hyper::body::Frame;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 
-use crate::support::TestApp;
+use crate::support::{CLOSED, TestApp};
 
 /// Method, path and description of each operation.
 fn operations() -> Vec<(String, String, Value)> {
@@ -130,4 +134,42 @@ async fn without_api_docs_neither_is_there(pool: PgPool) {
     for path in ["/auth/openapi.json", "/openapi.json", "/auth/docs", "/docs", "/auth/docs/swagger-ui.css"] {
         app.get(path).await.assert_detail(404, "Not Found");
     }
+}
+
+/// A body that nobody may ask for.
+struct Unread;
+
+impl HttpBody for Unread {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        panic!("the body was read")
+    }
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn of_every_operation_who_may_call_is_decided_first(pool: PgPool) {
+    let app = TestApp::with(pool, &CLOSED);
+    let tokens = app.customer("cust@example.com").await;
+    let mut closed = 0;
+    for (method, path, operation) in operations() {
+        let admins_only = operation["responses"].get("403").is_some() && path.starts_with("/users/");
+        if operation.get("security") != Some(&json!([{"bearer": []}])) && !admins_only {
+            continue;
+        }
+        let call = async |token: &str| {
+            // Whatever may be wrong besides is: the id, the query, the length and the type of the body, and its content.
+            let request = Request::builder().method(method.as_str()).uri(path.replace("{id}", "x") + "?limit=x");
+            let request = request.header("authorization", token).header("content-length", "9999999999");
+            app.send(request.header("content-type", "x").body(Body::new(Unread)).unwrap()).await
+        };
+        call("").await.assert_detail(401, "Not authenticated");
+        call("Bearer x").await.assert_detail(401, "Invalid access token");
+        if admins_only {
+            call(&format!("Bearer {}", tokens.access)).await.assert_detail(403, "Not permitted");
+        }
+        closed += 1;
+    }
+    assert!(closed >= 10, "only {closed}");
 }
