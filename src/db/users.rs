@@ -280,7 +280,7 @@ pub async fn insert(
     .await
 }
 
-/// A page of users by id, after `after`; with `email`, only the one with exactly that address.
+/// A page of users by id, after `after`; with `email`, only the one who would sign in with it (see [`Lookup`]).
 pub async fn list(pool: &PgPool, after: UserId, limit: i64, email: Option<&str>) -> sqlx::Result<Vec<User>> {
     match email {
         Some(email) => {
@@ -288,11 +288,18 @@ pub async fn list(pool: &PgPool, after: UserId, limit: i64, email: Option<&str>)
                 User,
                 r#"
                 SELECT id AS "id: UserId", email, role AS "role: Role"
-                FROM users WHERE email = $1 AND id > $2 ORDER BY id LIMIT $3
+                FROM (
+                    SELECT id, email, role
+                    FROM users
+                    WHERE lower(email) IN (lower($1), $2)
+                    ORDER BY email = $1 DESC, email = $2 DESC, id
+                    LIMIT 1
+                ) AS found
+                WHERE id > $3
                 "#,
                 email,
+                email.to_lowercase(),
                 after as _,
-                limit,
             )
             .fetch_all(pool)
             .await

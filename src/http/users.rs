@@ -91,7 +91,7 @@ fn user_id(text: &str) -> Result<UserId, ApiError> {
     params(
         ("limit" = Option<i64>, Query, description = "Users on a page", minimum = 1, maximum = 1000),
         ("after" = Option<i64>, Query, description = "Only users with a greater id"),
-        ("email" = Option<String>, Query, description = "Only the user with exactly this address"),
+        ("email" = Option<String>, Query, description = "Only the user with this address, in any case"),
     ),
     responses(
         (status = 200, description = "Users", body = Vec<User>, headers(("Link" = String, description = "The next page"))),

@@ -16,7 +16,7 @@ use crate::domain::role::Role;
 use crate::domain::session::EndReason;
 use crate::error::Error;
 
-/// Lists users by id, those with a greater one than `after`; with `email`, only the one with exactly that address.
+/// Lists users by id, those with a greater one than `after`; with `email`, only the one with that address, in any case.
 pub async fn list(db: &PgPool, after: UserId, size: PageSize, email: Option<&str>) -> Result<Page<User>, Error> {
     Ok(size.page(db::users::list(db, after, size.rows(), email).await?))
 }
