@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_never_comes_back() {
+    fn a_password_or_token_never_comes_back() {
         for (body, shown) in [
             (r#"{"password":"hunter2"}"#, json!({ "password": "**********" })),
             (r#"{"password":null}"#, json!({ "password": null })),
@@ -277,6 +277,19 @@ mod tests {
             (r#"[1,["a",{"b":"password: hunter2"}]]"#, json!("**********")),
             (r#"[{"password":"hunter2","a":1}]"#, json!([{ "password": "**********", "a": 1 }])),
             (r#"["hunter2"]"#, json!(["hunter2"])),
+            (r#"{"refreshToken":"x","TOKEN":["x"],"a":{"id_token":1}}"#, {
+                json!({ "refreshToken": "**********", "TOKEN": "**********", "a": { "id_token": "**********" } })
+            }),
+            (r#"{"passwd":"x","PWD":"x","client_secret":"x"}"#, {
+                json!({ "passwd": "**********", "PWD": "**********", "client_secret": "**********" })
+            }),
+            (r#"{"a":"eyJhbGciOiJIUzI1NiJ9.e30.x","b":"Bearer eyJ","c":"eyes"}"#, {
+                json!({ "a": "**********", "b": "**********", "c": "eyes" })
+            }),
+            (r#"{"a":{"eyJhbGciOiJIUzI1NiJ9.e30.x":1},"b":2}"#, json!({ "a": "**********", "b": 2 })),
+            (r#"{"form":[{"name":"password","value":"hunter2"}]}"#, json!({ "form": "**********" })),
+            (r#"{"a":"{\"b\":\"{\\\"refresh_token\\\":\\\"x\\\"}\"}"}"#, json!({ "a": "**********" })),
+            (r#""eyJhbGciOiJIUzI1NiJ9.e30.x""#, json!("**********")),
         ] {
             assert_eq!(input("/login", Some("application/json"), body), shown, "{body}");
         }
@@ -286,6 +299,9 @@ mod tests {
         }
         let form = "email=a%40example.com&Password=hunter2";
         assert_eq!(input("/login", Some("application/x-www-form-urlencoded"), form), json!("**********"));
-        assert_eq!(input("/refresh", Some("text/plain"), "refresh_token=x"), json!("refresh_token=x"));
+        for text in ["refresh_token=x", "r\0e\0f\0r\0e\0s\0h\0_\0t\0o\0k\0e\0n\0=\0x\0", r#"{"Token":"x"}"#, "a=eyJ0"] {
+            assert_eq!(input("/refresh", Some("text/plain"), text), json!("**********"), "{text}");
+        }
+        assert_eq!(input("/refresh", Some("text/plain"), "email=x"), json!("email=x"));
     }
 }

@@ -2,17 +2,22 @@
 //!
 //! What makes a field wrong is not decided here; see `fields`.
 //!
-//! Each problem repeats its `input`, as pydantic's do, except that a password never comes back. What an object holds
-//! under a name with "password" in it is replaced by asterisks, at any depth. A text that mentions a password is
-//! replaced as a whole, because it may be a body in another format, or one encoded twice.
+//! Each problem repeats its `input`, as pydantic's do, but no secret: a value is masked where its name or a text in it
+//! mentions a password, a token or the like, or where a text may hold a JWT.
 
 use std::borrow::Cow;
 
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
-/// Stands where a password stood.
+/// Stands where a secret stood.
 const PLACEHOLDER: &str = "**********";
+
+/// What the names of secrets have in them.
+const SECRETS: [&str; 5] = ["pass", "pwd", "secret", "token", "jwt"];
+
+/// How every JWT begins: `{"`, in base64url.
+const JWT: &str = "eyJ";
 
 /// One entry of a 422 answer's `detail`, with the keys in pydantic's order.
 #[derive(Debug, Clone, Serialize)]
@@ -21,7 +26,7 @@ pub(super) struct Problem {
     kind: &'static str,
     loc: Location,
     msg: Cow<'static, str>,
-    /// What was sent, without passwords.
+    /// What was sent, without secrets.
     input: Value,
     #[serde(skip_serializing_if = "Option::is_none")]
     ctx: Option<Context>,
@@ -71,65 +76,43 @@ impl Problem {
         name: &str,
         mut input: Value,
     ) -> Self {
-        match loc {
-            Location::Body => conceal_all(&mut input),
-            _ => conceal_member(name, &mut input),
-        }
+        mask(name, &mut input);
         Self { kind, loc, msg: msg.into(), input, ctx }
     }
 }
 
-/// Replaces the passwords in a body that is no object, and all of it where a text in it mentions one: then there is no
-/// telling which text is the password.
-fn conceal_all(body: &mut Value) {
-    if has_text_on_password(body) {
-        *body = placeholder();
-    } else {
-        conceal(body);
-    }
-}
-
-/// Replaces the passwords in a value.
-fn conceal(value: &mut Value) {
+/// Masks the secrets in a value that stands under a name, or under none. That a secret is null is none.
+fn mask(name: &str, value: &mut Value) {
+    let is_secret = match value {
+        Value::Null => false,
+        _ if mentions_secret(name) => true,
+        Value::String(text) => mentions_secret(text),
+        // There is no telling which of the others is the secret that one of the texts speaks of.
+        Value::Array(items) => items.iter().any(has_secret_text),
+        Value::Object(members) => members.keys().any(|name| name.contains(JWT)),
+        _ => false,
+    };
     match value {
-        Value::String(text) if is_on_password(text) => *value = placeholder(),
-        Value::Array(items) => {
-            for item in items {
-                conceal(item);
-            }
-        }
-        Value::Object(members) => {
-            for (name, value) in members {
-                conceal_member(name, value);
-            }
-        }
+        _ if is_secret => *value = PLACEHOLDER.into(),
+        Value::Array(items) => items.iter_mut().for_each(|item| mask("", item)),
+        Value::Object(members) => members.iter_mut().for_each(|(name, value)| mask(name, value)),
         _ => {}
     }
 }
 
-/// Replaces the passwords in the value of a member, which may be one itself. That a password is null is no secret.
-fn conceal_member(name: &str, value: &mut Value) {
-    if !is_on_password(name) {
-        conceal(value);
-    } else if !matches!(value, Value::Null) {
-        *value = placeholder();
-    }
-}
-
-fn placeholder() -> Value {
-    Value::String(PLACEHOLDER.into())
-}
-
-/// Whether any text in a value, names of members aside, mentions a password.
-fn has_text_on_password(value: &Value) -> bool {
+/// Whether any text in a value, names aside, mentions a secret.
+fn has_secret_text(value: &Value) -> bool {
     match value {
-        Value::String(text) => is_on_password(text),
-        Value::Array(items) => items.iter().any(has_text_on_password),
-        Value::Object(members) => members.values().any(has_text_on_password),
+        Value::String(text) => mentions_secret(text),
+        Value::Array(items) => items.iter().any(has_secret_text),
+        Value::Object(members) => members.values().any(has_secret_text),
         _ => false,
     }
 }
 
-fn is_on_password(text: &str) -> bool {
-    text.to_ascii_lowercase().contains("password")
+fn mentions_secret(text: &str) -> bool {
+    // A text in UTF-16 that was read as UTF-8 has a NUL after each letter.
+    let text = text.replace('\0', "");
+    let lower = text.to_ascii_lowercase();
+    text.contains(JWT) || SECRETS.iter().any(|word| lower.contains(word))
 }

@@ -180,7 +180,7 @@ const DIFFERENCES: [Difference; 8] = [
         },
     },
     Difference {
-        rule: "422 repeats the password in `input`: a placeholder stands for it, also inside the whole-object `input`",
+        rule: "422 repeats passwords and tokens in `input`: a placeholder stands for each, also inside the whole-object `input`",
         apply: |_, expected| {
             let Seen::Json(body) = &mut expected.body else { return };
             for problem in body.get_mut("detail").and_then(Value::as_array_mut).into_iter().flatten() {
@@ -251,10 +251,10 @@ const DIFFERENCES: [Difference; 8] = [
     },
 ];
 
-/// Puts the placeholder wherever an object has a password, and over a text that mentions one.
+/// Puts the placeholder wherever an object has a password, and over a text that mentions one or a token.
 fn conceal(input: &mut Value) {
     match input {
-        Value::String(text) if text.contains("password") => *input = json!("**********"),
+        Value::String(text) if text.contains("password") || text.contains("token") => *input = json!("**********"),
         Value::Array(items) => items.iter_mut().for_each(conceal),
         Value::Object(members) => {
             for (name, value) in members {

@@ -33,6 +33,7 @@ mod refresh_adopted;
 mod refresh_batch;
 mod refresh_reuse;
 mod register;
+mod secrets;
 mod server;
 mod sessions;
 mod sessions_limit;
