@@ -5,7 +5,7 @@ use crate::app::App;
 use crate::clock::Clock;
 use crate::config::{Config, Environment};
 use crate::service::{cleanup, clock, migrate};
-use crate::{http, telemetry};
+use crate::{http, service, telemetry};
 
 pub(super) async fn run(config: Config, no_migrate: bool) -> Result<(), CliError> {
     let _log = telemetry::init(config.log_format, &config.log_level)
@@ -36,7 +36,9 @@ pub(super) async fn run(config: Config, no_migrate: bool) -> Result<(), CliError
         environment = if app.config.app_env == Environment::Development { "development" } else { "production" },
         "listening"
     );
-    if http::serve(app, listener, shutdown).await {
+    let finished = http::serve(app.clone(), listener, shutdown).await;
+    service::settle(&app).await;
+    if finished {
         tracing::info!("bye");
     } else {
         tracing::warn!("requests in flight were cut off");

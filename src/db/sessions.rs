@@ -344,6 +344,27 @@ pub async fn end_all(
     end(connection, user_id, Which::AllBut(session), reason, now).await
 }
 
+/// How many sessions of a user ended at exactly this time for this reason: the work of whoever has this time.
+pub async fn count_ended(
+    connection: &mut PgConnection,
+    user_id: UserId,
+    only: Option<SessionId>,
+    reason: EndReason,
+    now: DateTime<Utc>,
+) -> sqlx::Result<u64> {
+    let ended = sqlx::query_scalar!(
+        r#"
+        SELECT count(*) AS "count!" FROM sessions
+        WHERE user_id = $1 AND ($2::uuid IS NULL OR id = $2) AND ended_at = $3 AND end_reason = $4
+        "#,
+        user_id as _,
+        only as _,
+        now.naive_utc(),
+        reason.as_str(),
+    );
+    Ok(u64::try_from(ended.fetch_one(connection).await?).unwrap_or(0))
+}
+
 /// Ends the oldest sessions of a user that has more than `max` live ones. The new session, for which they give way, is
 /// committed; so a failure is not its caller's, and is mended by the next login.
 pub(super) async fn end_surplus(connection: &mut PgConnection, user_id: UserId, max: i64, now: DateTime<Utc>) {

@@ -43,7 +43,8 @@ async fn try_login(app: &App, email: &Email, password: &Password, client: &Clien
         let session = issued.session(&user, client, hash, replacement, verified.counted);
         let answer = app.unanswered_logins.expect(issued.opened());
         let opened = app.session_inserts.submit(session).await;
-        if !matches!(opened, Err(BatchError::InDoubt(_))) {
+        // A refused one may be an earlier attempt's, if that was being committed just then.
+        if matches!(opened, Ok(true) | Err(BatchError::Full | BatchError::Database(_))) {
             answer.answered();
         }
         if opened? {

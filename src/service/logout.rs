@@ -1,5 +1,7 @@
 //! Signing out with a refresh token.
 
+use sqlx::Connection as _;
+
 use super::audit::audit;
 use crate::app::App;
 use crate::db;
@@ -20,22 +22,27 @@ pub enum Scope {
 /// than that it must still be good.
 pub async fn logout(app: &App, token: &str, scope: Scope, client: &ClientInfo) -> Result<(), Error> {
     let now = app.clock.now();
-    let presented = app.tokens.verify_refresh(token, now).map_err(Error::RefreshToken)?;
+    let presented = &app.tokens.verify_refresh(token, now).map_err(Error::RefreshToken)?;
     if scope == Scope::This {
-        let mut connection = app.db.acquire().await?;
-        let user = db::refresh_tokens::log_out(&mut connection, &presented, now).await?;
-        audit("logout", "success", user, presented.session_id, client.ip);
+        let user = db::certain::execute(&app.db, |mut connection, _| async move {
+            db::refresh_tokens::log_out(&mut connection, presented, now).await
+        });
+        audit("logout", "success", user.await?, presented.session_id, client.ip);
         return Ok(());
     }
-    let owner = db::refresh_tokens::owner(&app.db, &presented, now).await?;
+    let owner = db::refresh_tokens::owner(&app.db, presented, now).await?;
     let owner = owner.filter(|owner| owner.current).ok_or(Error::RefreshRefused(None))?;
     let others = owner.session_id.map_or(Except::Token(&presented.jti), Except::Session);
-    let mut transaction = app.db.begin().await?;
-    db::sessions::end_all(&mut transaction, owner.user_id, others, EndReason::LoggedOutElsewhere, now).await?;
-    if scope == Scope::All {
-        db::refresh_tokens::log_out(&mut transaction, &presented, now).await?;
-    }
-    transaction.commit().await?;
+    // Once more, it finds nothing left to end.
+    let ended = db::certain::execute(&app.db, |mut connection, _| async move {
+        let mut transaction = connection.begin().await?;
+        db::sessions::end_all(&mut transaction, owner.user_id, others, EndReason::LoggedOutElsewhere, now).await?;
+        if scope == Scope::All {
+            db::refresh_tokens::log_out(&mut transaction, presented, now).await?;
+        }
+        transaction.commit().await
+    });
+    ended.await?;
     let event = if scope == Scope::All { "logout_all" } else { "logout_others" };
     audit(event, "success", Some(owner.user_id), owner.session_id, client.ip);
     Ok(())

@@ -1,7 +1,7 @@
 //! Changing a password.
 
 use chrono::{DateTime, Utc};
-use sqlx::PgPool;
+use sqlx::{Connection as _, PgPool};
 
 use super::audit::{Actor, audit, audit_by};
 use super::bearer::Bearer;
@@ -38,13 +38,26 @@ pub async fn change_password(
     let session = issued.session(&user, client, verified.account.password_hash, Some(hash), Vec::new());
     // All others end, and are to say why.
     let session = NewSession { max_sessions: i64::MAX, ..session };
-    let mut transaction = app.db.begin().await?;
-    if NewSession::execute(&mut transaction, &[&session]).await? != [true] {
+    let (user_id, others, session) = (user.id, Except::Session(issued.session_id), &session);
+    let answer = app.unanswered_logins.expect(issued.opened());
+    let changed = db::certain::execute(&app.db, |mut connection, again| async move {
+        let mut transaction = connection.begin().await?;
+        let mut opened = NewSession::execute(&mut transaction, &[session]).await?;
+        if again && opened != [true] {
+            // Perhaps an earlier attempt has changed the password, which was being committed just then.
+            opened = NewSession::execute(&mut transaction, &[session]).await?;
+        }
+        if opened == [true] {
+            db::sessions::end_all(&mut transaction, user_id, others, EndReason::PasswordChanged, session.now).await?;
+            transaction.commit().await?;
+        }
+        Ok(opened == [true])
+    });
+    let changed = changed.await?;
+    answer.answered();
+    if !changed {
         return Err(Error::InvalidCredentials);
     }
-    let others = Except::Session(issued.session_id);
-    db::sessions::end_all(&mut transaction, user.id, others, EndReason::PasswordChanged, issued.now).await?;
-    transaction.commit().await?;
     audit("password_change", "success", Some(user.id), Some(issued.session_id), client.ip);
     Ok(issued.sign(app, &user))
 }

@@ -1,7 +1,7 @@
 //! A user's sessions: seeing them and ending them.
 
 use chrono::{DateTime, Utc};
-use sqlx::PgPool;
+use sqlx::{Connection as _, PgPool};
 
 use super::audit::{Actor, audit, audit_by};
 use super::bearer::Bearer;
@@ -30,8 +30,12 @@ pub async fn end(app: &App, bearer: &Bearer, id: SessionId, client: &ClientInfo)
     let user_id = bearer.user.id;
     let own = bearer.session_id == id;
     let reason = if own { EndReason::Logout } else { EndReason::LoggedOutElsewhere };
-    let mut connection = app.db.acquire().await?;
-    if !db::sessions::end_one(&mut connection, user_id, id, reason, app.clock.now()).await? {
+    let now = app.clock.now();
+    let ended = db::certain::execute(&app.db, |mut connection, again| async move {
+        let ended = db::sessions::end_one(&mut connection, user_id, id, reason, now).await?;
+        Ok(ended || again && db::sessions::count_ended(&mut connection, user_id, Some(id), reason, now).await? > 0)
+    });
+    if !ended.await? {
         return Err(Error::NotFound);
     }
     audit("session_end", reason.as_str(), Some(user_id), Some(id), client.ip);
@@ -65,22 +69,27 @@ pub async fn list_all(
 
 /// Ends one session of a user, or all of them, for administrators. Returns how many there were.
 pub async fn end_of(
-    db: &PgPool,
+    pool: &PgPool,
     actor: Actor,
     user_id: UserId,
     only: Option<SessionId>,
     now: DateTime<Utc>,
 ) -> Result<u64, Error> {
-    let mut transaction = db.begin().await?;
     let reason = EndReason::ByAdmin;
-    let ended = match only {
-        Some(id) => db::sessions::end_one(&mut transaction, user_id, id, reason, now).await?.into(),
-        None => db::sessions::end_all(&mut transaction, user_id, Except::Nothing, reason, now).await?,
-    };
-    if ended == 0 && !db::users::exists(&mut *transaction, user_id).await? {
-        return Err(Error::NotFound);
-    }
-    transaction.commit().await?;
+    let ended = db::certain::execute(pool, |mut connection, again| async move {
+        let mut transaction = connection.begin().await?;
+        let mut ended = match only {
+            Some(id) => db::sessions::end_one(&mut transaction, user_id, id, reason, now).await?.into(),
+            None => db::sessions::end_all(&mut transaction, user_id, Except::Nothing, reason, now).await?,
+        };
+        if again {
+            ended = db::sessions::count_ended(&mut transaction, user_id, only, reason, now).await?;
+        }
+        let found = ended > 0 || db::users::exists(&mut *transaction, user_id).await?;
+        transaction.commit().await?;
+        Ok(found.then_some(ended))
+    });
+    let ended = ended.await?.ok_or(Error::NotFound)?;
     audit_by(actor, "session_end", EndReason::ByAdmin.as_str(), Some(user_id), only);
     Ok(ended)
 }

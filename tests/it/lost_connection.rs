@@ -1,6 +1,7 @@
 //! The connection to the database breaks behind a commit: what was done is found out, and the answer says so.
 
-use serde_json::json;
+use axum::http::Method;
+use serde_json::{Value, json};
 use sqlx::PgPool;
 use tokio::task::JoinHandle;
 
@@ -8,6 +9,7 @@ use crate::forwarder::Forwarder;
 use crate::support::{Answer, PASSWORD, Pair, TestApp, claims, pair};
 
 const REFUSED: &str = "Refresh token not valid";
+const NEW_PASSWORD: &str = "another password";
 /// A request is given up after a second.
 const IMPATIENT: [&str; 1] = ["--request-timeout-seconds=1"];
 
@@ -16,11 +18,12 @@ async fn line(pool: &PgPool) -> Forwarder {
     Forwarder::to(options.get_host(), options.get_port()).await
 }
 
-/// A customer of a service behind a line.
+/// A customer and an administrator of a service behind a line.
 struct Scene {
     line: Forwarder,
     app: TestApp,
     customer: Pair,
+    admin: Pair,
     user: i64,
 }
 
@@ -28,9 +31,11 @@ impl Scene {
     async fn new(pool: PgPool, flags: &[&str]) -> Self {
         let line = line(&pool).await;
         let app = TestApp::behind(&line, pool, flags);
+        app.register("admin@example.com", "admin").await;
         let customer = app.customer("cust@example.com").await;
+        let admin = app.login("admin@example.com").await;
         let user = app.user_id("cust@example.com").await;
-        Self { line, app, customer, user }
+        Self { line, app, customer, admin, user }
     }
 
     /// Sends a request, and cuts the connection behind the statement that has `bytes` among its parameters, or is them.
@@ -39,6 +44,10 @@ impl Scene {
         let answer = request.await;
         assert!(*cut.borrow_and_update(), "the connection was not cut");
         answer
+    }
+
+    async fn as_admin(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
+        self.app.request_as(method, path, &self.admin.access, body).await
     }
 
     fn start_refresh(&self) -> JoinHandle<Answer> {
@@ -127,6 +136,65 @@ async fn a_registration_is_no_conflict_with_itself(pool: PgPool) {
     scene.app.login("new@example.com").await;
     // But with another one.
     scene.app.post("/auth/register", body).await.assert_detail(409, "Email already registered");
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn a_change_of_the_password_is_no_wrong_password_to_itself(pool: PgPool) {
+    let scene = Scene::new(pool, &[]).await;
+    let body = json!({"current_password": PASSWORD, "new_password": NEW_PASSWORD});
+    let change = scene.app.request_as(Method::POST, "/auth/password", &scene.customer.access, Some(body));
+    let answer = scene.cut_behind("COMMIT", change).await;
+    pair(&scene.app.refresh(&pair(&answer).refresh).await);
+    assert_eq!(scene.live_sessions().await, 1);
+    pair(&scene.app.try_login("cust@example.com", NEW_PASSWORD).await);
+    scene.app.refresh(&scene.customer.refresh).await.assert_refused(REFUSED, Some("password_changed"));
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn a_log_out_ends_what_it_was_to_end(pool: PgPool) {
+    let scene = Scene::new(pool, &[]).await;
+    for (scope, bytes) in
+        [("this", jti(&scene.customer.refresh)), ("others", "COMMIT".into()), ("all", "COMMIT".into())]
+    {
+        let (own, other) = match scope {
+            "this" => (scene.customer.clone(), scene.customer.clone()),
+            _ => (scene.app.login("cust@example.com").await, scene.app.login("cust@example.com").await),
+        };
+        let body = json!({"refresh_token": own.refresh, "scope": scope});
+        let answer = scene.cut_behind(&bytes, scene.app.post("/auth/logout", body)).await;
+        assert_eq!((answer.status.as_u16(), answer.body.as_str()), (200, r#"{"status":"ok"}"#), "{scope}");
+        assert_eq!(scene.live_sessions().await, i64::from(scope == "others"), "{scope}");
+        let reason = if scope == "this" { "logout" } else { "logged_out_elsewhere" };
+        assert_eq!(scene.app.end_reason(other.session()).await.as_deref(), Some(reason));
+    }
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn a_session_that_was_ended_is_not_missing(pool: PgPool) {
+    let scene = Scene::new(pool, &[]).await;
+    let path = format!("/auth/sessions/{}", scene.app.login("cust@example.com").await.session());
+    let end = || scene.app.request_as(Method::DELETE, &path, &scene.customer.access, None);
+    assert_eq!(scene.cut_behind("logged_out_elsewhere", end()).await.status, 204);
+    assert_eq!(scene.live_sessions().await, 1);
+    // But one that had ended before is.
+    end().await.assert_detail(404, "Not Found");
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn what_an_administrator_did_is_answered_as_done(pool: PgPool) {
+    let scene = Scene::new(pool, &[]).await;
+    scene.app.login("cust@example.com").await;
+    let path = format!("/users/{}", scene.user);
+    let role = scene.as_admin(Method::PATCH, &path, Some(json!({"role": "packer"})));
+    let answer = scene.cut_behind("packer", role).await;
+    assert_eq!((answer.status.as_u16(), answer.json()["role"].as_str()), (200, Some("packer")));
+    let sessions = format!("{path}/sessions");
+    let answer = scene.cut_behind("COMMIT", scene.as_admin(Method::DELETE, &sessions, None)).await;
+    assert_eq!((answer.status.as_u16(), answer.body.as_str()), (200, r#"{"ended":2}"#));
+    assert_eq!(scene.live_sessions().await, 0);
+    let answer = scene.cut_behind("COMMIT", scene.as_admin(Method::DELETE, &path, None)).await;
+    assert_eq!(answer.status, 204);
+    scene.as_admin(Method::DELETE, &path, None).await.assert_detail(404, "Not Found");
 }
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
