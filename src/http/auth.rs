@@ -200,7 +200,8 @@ pub(super) async fn login(
 /// Exchange a refresh token
 #[utoipa::path(post, path = "/auth/refresh", tag = "auth", request_body = RefreshRequest,
     responses(
-        (status = 200, description = "A new pair; the presented token is used up", body = Tokens),
+        (status = 200, description = "A new pair; the presented token is used up. Requests with one token that overlap, \
+            and a retry within the grace or after a 503, get the same refresh token", body = Tokens),
         InvalidRefreshToken, BodyErrors, Unavailable,
     ))]
 pub(super) async fn refresh(
