@@ -8,8 +8,10 @@ unset POSTGRES_DSN_FILE DATABASE_URL JWT_SECRET_FILE
 services=() # process ids
 work=       # folder of the run
 
-# prepare_load DIR: builds, and starts a PostgreSQL with every durability on; sets `work`, `auth`, `load`, `dsn`.
+# prepare_load DIR [PROFILE]: builds, for release unless said, and starts a PostgreSQL with every durability on; sets
+# `work`, `auth`, `load`, `dsn`.
 prepare_load() {
+  local profile=${2:-release}
   need_cargo
   need_packages 'command -v psql && command -v pgbench' postgresql postgresql-client
   need_packages 'command -v curl' curl
@@ -17,10 +19,10 @@ prepare_load() {
   rm -rf "$work"
   mkdir -p "$work"
   say "building; the first time this takes a few minutes"
-  attend cargo build --release --locked --bin auth || die "the build failed, see above."
-  attend cargo build --release --locked --bench load --message-format=json >"$work/build.json" ||
+  attend cargo build --profile "$profile" --locked --bin auth || die "the build failed, see above."
+  attend cargo build --profile "$profile" --locked --bench load --message-format=json >"$work/build.json" ||
     die "the build of the load generator failed, see above."
-  auth=$target/release/auth
+  auth=$target/$profile/auth
   load=$(sed -n 's/.*"executable":"\([^"]*\/load-[^"]*\)".*/\1/p' "$work/build.json" | tail -n 1)
   [ -x "$load" ] || die "cargo did not say where the load generator is."
   start_database "$(mktemp -d "$target/load-postgres.XXXXXX")" durable

@@ -1,4 +1,5 @@
-//! The load generator of `scripts/bench`, and the drills of `scripts/drill-refresh` and `scripts/drill-login`.
+//! The load generator of `scripts/bench`, and the drills of `scripts/drill-refresh`, `scripts/drill-outage` and
+//! `scripts/drill-login`.
 //!
 //! One thread, raw HTTP/1.1 on kept loopback connections, each sending its next request when the last one is answered.
 //! It shares the machine with what it measures, so it does as little as it can; what it prints is lines of JSON.
@@ -7,10 +8,14 @@
 
 mod bare;
 mod chains;
+mod clients;
 mod drill;
 mod flood;
+#[expect(dead_code, reason = "the tests use more of it")]
+mod forwarder;
 mod hash;
 mod http;
+mod outage;
 mod report;
 mod requests;
 mod seed;
@@ -107,6 +112,8 @@ enum Command {
         #[command(flatten)]
         load: Load,
     },
+    /// Clients that refresh through an outage
+    Outage(outage::Outage),
     /// A login flood, and what becomes of refreshes meanwhile
     Flood(flood::Flood),
     /// Hashes per second without a service
@@ -189,6 +196,7 @@ fn run(command: Command) -> Outcome<ExitCode> {
             let store = dsn.zip(secret).filter(|_| admin).map(|(dsn, secret)| Store { dsn, secret });
             runtime.block_on(requests::get(&load, &path, store.as_ref()))?;
         }
+        Command::Outage(outage) => return runtime.block_on(outage.run()),
         Command::Flood(flood) => return runtime.block_on(flood.run()),
         Command::RawArgon2 { threads, seconds } => {
             let rate = hash::rate(threads, Duration::from_secs_f64(seconds))?;
