@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 
-use crate::db::migrations;
 pub use crate::db::migrations::{Pending, SchemaError};
+use crate::db::{self, migrations};
 
 /// How long a starting service waits for its database.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -23,6 +23,11 @@ pub async fn pending(options: &PgConnectOptions) -> Result<Vec<Pending>, SchemaE
 /// As [`migrate`], once the database has started. With `only_check` it fails where something is pending.
 pub async fn at_start(options: &PgConnectOptions, only_check: bool) -> Result<(), SchemaError> {
     let mut connection = connect_at_start(options).await?;
+    if let Some(level) = db::low_synchronous_commit(&mut connection).await? {
+        tracing::warn!(
+            "synchronous_commit is {level}, so a crash could undo log-outs; it is `on` for this service's connections"
+        );
+    }
     if only_check {
         return migrations::require_migrated(&mut connection).await;
     }

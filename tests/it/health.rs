@@ -37,3 +37,61 @@ async fn info_names_service_and_version(pool: PgPool) {
     let info = TestApp::new(pool).get("/v1/_info").await.json();
     assert_eq!(info, json!({"service": "auth", "version": env!("CARGO_PKG_VERSION")}));
 }
+
+/// The server process behind the one connection of the pool.
+async fn backend(pool: &PgPool) -> i32 {
+    sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(pool).await.unwrap()
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn a_connection_that_turned_read_only_is_given_up(pool: PgPool) {
+    let one = auth::db::pool(&pool.connect_options(), 1);
+    let first = backend(&one).await;
+    sqlx::query("SET default_transaction_read_only = on").execute(&one).await.unwrap();
+    let started = std::time::Instant::now();
+    while backend(&one).await == first {
+        assert!(started.elapsed().as_secs() < 5, "it is still in use");
+    }
+    sqlx::query("DELETE FROM auth_throttle").execute(&one).await.unwrap();
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn one_connection_that_failed_tells_of_all_older_ones(pool: PgPool) {
+    let three = auth::db::pool(&pool.connect_options(), 3);
+    let mut taken = Vec::new();
+    let mut first = Vec::new();
+    for _ in 0..3 {
+        let mut connection = three.acquire().await.unwrap();
+        first.push(sqlx::query_scalar::<_, i32>("SELECT pg_backend_pid()").fetch_one(&mut *connection).await.unwrap());
+        taken.push(connection);
+    }
+    // Only one of them is seen to be read-only.
+    sqlx::query("SET default_transaction_read_only = on").execute(&mut *taken[0]).await.unwrap();
+    drop(taken);
+    let started = std::time::Instant::now();
+    while sqlx::query_scalar::<_, bool>("SELECT pg_backend_pid() = ANY ($1)")
+        .bind(&first)
+        .fetch_one(&three)
+        .await
+        .unwrap()
+    {
+        assert!(started.elapsed().as_secs() < 10, "they are still in use");
+    }
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn commits_are_never_less_than_synchronous(pool: PgPool) {
+    let name: String = sqlx::query_scalar("SELECT current_database()").fetch_one(&pool).await.unwrap();
+    for (set, held) in
+        [("off", "on"), ("local", "on"), ("remote_write", "on"), ("on", "on"), ("remote_apply", "remote_apply")]
+    {
+        let alter = format!(r#"ALTER DATABASE "{name}" SET synchronous_commit = {set}"#);
+        sqlx::query(sqlx::AssertSqlSafe(alter)).execute(&pool).await.unwrap();
+        let fresh = auth::db::pool(&pool.connect_options(), 1);
+        let level: String = sqlx::query_scalar("SHOW synchronous_commit").fetch_one(&fresh).await.unwrap();
+        assert_eq!(level, held, "{set}");
+        let mut connection = auth::db::migrations::connect(&pool.connect_options()).await.unwrap();
+        let low = auth::db::low_synchronous_commit(&mut connection).await.unwrap();
+        assert_eq!(low.as_deref(), (set != held).then_some(set));
+    }
+}

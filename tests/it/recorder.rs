@@ -52,6 +52,12 @@ impl<S: Subscriber> Layer<S> for Listener {
             let mut statement = Statement::default();
             event.record(&mut statement);
             let text = statement.0.split_whitespace().collect::<Vec<_>>().join(" ");
+            // The pool's own looks at a connection come at any time and belong to no request.
+            if text.starts_with("SELECT current_setting('transaction_read_only')")
+                || text.starts_with("SELECT set_config('synchronous_commit'")
+            {
+                return;
+            }
             STATEMENTS.with_borrow_mut(|statements| statements.as_mut().map(|statements| statements.push(text)));
         }
     }
