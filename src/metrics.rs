@@ -47,7 +47,7 @@ pub struct Metrics {
     pub login_capacity: Gauge,
     /// By outcome: `success`, `invalid`, `throttled`, `shed`, `failed`.
     pub logins: IntCounterVec,
-    /// By outcome: `rotated`, `replayed_answer`, `grace_refused`, `replay_detected`, `refused`, `failed`.
+    /// By outcome: `rotated`, `replayed_answer`, `grace_refused`, `replay_detected`, `throttled`, `refused`, `failed`.
     pub refreshes: IntCounterVec,
     pub replays_detected: IntCounter,
     pub connections: IntGauge,

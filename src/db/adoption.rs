@@ -55,7 +55,7 @@ const MADE: [&str; 14] = [
 ];
 
 /// Columns that the migrations add to `refresh_tokens`.
-const ADDED: [&str; 3] = ["session_id", "used_at", "successor_jti"];
+const ADDED: [&str; 4] = ["session_id", "used_at", "successor_jti", "refresh_tat"];
 
 /// Where the Python service notes its own migrations.
 const ALEMBIC_VERSION: &str = "alembic_version_auth";

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use ipnet::IpNet;
 use sqlx::{PgConnection, PgExecutor};
 
@@ -17,6 +17,7 @@ use crate::domain::client::ClientInfo;
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::role::Role;
 use crate::domain::session::EndReason;
+use crate::domain::throttle::Limit;
 use crate::domain::tokens::{Jti, RefreshClaims, TokenHash};
 
 /// A verified token, and the successor it is to be exchanged for.
@@ -32,6 +33,8 @@ pub struct Rotation {
     pub client: ClientInfo,
     /// How many live sessions the user may have, if this opens one.
     pub max_sessions: i64,
+    /// Of the session.
+    pub limit: Option<Limit>,
     pub now: DateTime<Utc>,
 }
 
@@ -104,13 +107,22 @@ async fn rotate(connection: &mut PgConnection, rotations: &[&Rotation]) -> sqlx:
                   THEN token.session_id = presented.session_id AND session.user_id = token.user_id
                   ELSE token.session_id IS NULL END
               AND owner.id = token.user_id AND owner.email = presented.subject
-            RETURNING presented.*, token.user_id, owner.role
+              -- One that is twice as far ahead as the limit allows was set by a clock that was wrong.
+              AND (coalesce(token.refresh_tat, token.created_at + $13::bigint * interval '1 microsecond') BETWEEN
+                presented.now + ($14::bigint + 1) * interval '1 microsecond'
+                AND presented.now + 2 * $14::bigint * interval '1 microsecond') IS NOT TRUE
+            RETURNING presented.*, token.user_id, owner.role,
+                coalesce(token.refresh_tat, token.created_at + $13::bigint * interval '1 microsecond') AS tat
         ), opened AS (
             INSERT INTO sessions (id, user_id, created_at, last_seen_at, user_agent, ip)
             SELECT session_id, user_id, now, now, user_agent, ip FROM rotated WHERE NOT names_session
         ), inserted AS (
-            INSERT INTO refresh_tokens (user_id, jti, token_hash, expires_at, revoked, created_at, session_id)
-            SELECT user_id, next_jti, next_hash, next_expires_at, false, now, session_id FROM rotated
+            INSERT INTO refresh_tokens (user_id, jti, token_hash, expires_at, revoked, created_at, session_id, refresh_tat)
+            SELECT
+                user_id, next_jti, next_hash, next_expires_at, false, now, session_id,
+                CASE WHEN tat > now AND tat <= now + 2 * $14::bigint * interval '1 microsecond'
+                    THEN tat + $13::bigint * interval '1 microsecond' END
+            FROM rotated
         )
         SELECT
             position AS "position!",
@@ -149,6 +161,8 @@ async fn rotate(connection: &mut PgConnection, rotations: &[&Rotation]) -> sqlx:
         &column(rotations, |rotation| IpNet::from(rotation.client.ip)),
         &column(rotations, |rotation| rotation.now.naive_utc()),
         max_sessions,
+        rotations[0].limit.map(|limit| limit.step()),
+        rotations[0].limit.map(|limit| limit.size()),
     )
     .fetch_all(&mut *connection)
     .await?;
@@ -170,6 +184,8 @@ async fn rotate(connection: &mut PgConnection, rotations: &[&Rotation]) -> sqlx:
 /// What a refused token is.
 #[derive(Debug)]
 pub enum TokenState {
+    /// Good, but its session has refreshed too often; it may again after this long.
+    Throttled(TimeDelta),
     /// No such row, another hash, or not the subject's.
     Unknown,
     /// The token's session is over.
@@ -205,6 +221,7 @@ pub struct Successor {
 pub async fn classify_refused(
     executor: impl PgExecutor<'_>,
     presented: &RefreshClaims,
+    limit: Option<Limit>,
     now: DateTime<Utc>,
 ) -> sqlx::Result<TokenState> {
     let row = sqlx::query!(
@@ -215,6 +232,8 @@ pub async fn classify_refused(
             token.expires_at AS "expires_at?: Timestamp",
             token.used_at AS "used_at: Timestamp",
             token.session_id AS "session_id: SessionId",
+            token.revoked AS "revoked?",
+            coalesce(token.refresh_tat, token.created_at + $5::bigint * interval '1 microsecond') AS "tat: Timestamp",
             session.end_reason AS "end_reason?",
             token.successor_jti AS "exchanged_for: Jti",
             successor.jti AS "successor_jti?: Jti",
@@ -233,6 +252,7 @@ pub async fn classify_refused(
         presented.hash.as_str(),
         presented.subject,
         presented.session_id as _,
+        limit.map(|limit| limit.step()),
     )
     .fetch_one(executor)
     .await?;
@@ -244,6 +264,12 @@ pub async fn classify_refused(
     };
     if expires_at.0 <= now {
         return Ok(TokenState::Expired);
+    }
+    if let (Some(false), Some(limit), Some(tat)) = (row.revoked, limit, row.tat) {
+        let excess = tat.0 - now - limit.interval * limit.burst;
+        if excess > TimeDelta::zero() {
+            return Ok(TokenState::Throttled(excess));
+        }
     }
     let (Some(_), Some(session_id)) = (row.exchanged_for, row.session_id) else { return Ok(TokenState::Revoked) };
     let successor = match (row.successor_jti, row.successor_hash, row.successor_expires_at) {

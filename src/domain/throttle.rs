@@ -1,4 +1,4 @@
-//! Limits on logins and registrations, by the generic cell rate algorithm: a bucket is one timestamp, the theoretical
+//! Limits on logins, registrations and refreshes, by the generic cell rate algorithm: a bucket is one timestamp, the theoretical
 //! arrival time (TAT). Each event moves it one interval ahead; the bucket is full when it stands `burst` intervals ahead
 //! of the clock. No timer, no counter to reset, and waiting always helps.
 //!
@@ -54,6 +54,9 @@ pub struct Throttle {
     pub register_network: Limit,
     /// Registrations from one site.
     pub register_site: Limit,
+    /// Refreshes of one session after its login. Not in a bucket: each token hands it on to its successor
+    /// (`db::refresh_tokens`).
+    pub refresh_session: Limit,
 }
 
 /// The limits in force where the throttle is on.
@@ -64,6 +67,7 @@ pub const THROTTLE: Throttle = Throttle {
     login_site: Limit::new(2000, 1),
     register_network: Limit::new(500, 10),
     register_site: Limit::new(1000, 5),
+    refresh_session: Limit::new(60, 10),
 };
 
 impl Throttle {

@@ -202,7 +202,7 @@ pub(super) async fn login(
     responses(
         (status = 200, description = "A new pair; the presented token is used up. Requests with one token that overlap, \
             and a retry within the grace or after a 503, get the same refresh token", body = Tokens),
-        InvalidRefreshToken, BodyErrors, Unavailable,
+        InvalidRefreshToken, BodyErrors, Throttled, Unavailable,
     ))]
 pub(super) async fn refresh(
     State(app): State<App>,

@@ -56,6 +56,8 @@ enum Outcome {
     GraceRefused,
     /// A stolen token; the session has ended.
     ReplayDetected,
+    /// A good token of a session that refreshes too often.
+    Throttled(Duration),
     /// A token that is not valid any more, with the reason if its session has ended.
     Refused(Option<EndReason>),
     /// Nothing could be decided.
@@ -72,6 +74,7 @@ impl Outcome {
             Self::Recovered(_) => "recovered",
             Self::GraceRefused => "grace_refused",
             Self::ReplayDetected => "replay_detected",
+            Self::Throttled(_) => "throttled",
             Self::Refused(_) => "refused",
             Self::Failed(_) => "failed",
         }
@@ -84,6 +87,7 @@ impl Outcome {
             }
             Self::GraceRefused => Err(Error::RefreshRefused(None)),
             Self::ReplayDetected => Err(Error::RefreshRefused(Some(EndReason::ReplayDetected))),
+            Self::Throttled(wait) => Err(Error::Throttled(wait)),
             Self::Refused(reason) => Err(Error::RefreshRefused(reason)),
             Self::Failed(error) => Err(error),
         }
@@ -120,6 +124,7 @@ async fn rotate(app: &App, presented: RefreshClaims, client: ClientInfo, now: Da
         next_expires_at,
         client,
         max_sessions: app.config.max_sessions_per_user,
+        limit: app.config.throttle().map(|throttle| throttle.refresh_session),
         now,
     };
     let overlapped = match app.token_rotations.submit(rotation).await {
@@ -138,7 +143,7 @@ async fn rotate(app: &App, presented: RefreshClaims, client: ClientInfo, now: Da
     // Seldom needed, and large.
     let outcome = Box::pin(refused(app, &presented, overlapped, ip, now)).await?;
     answer.answered();
-    if matches!(outcome, Outcome::GraceRefused | Outcome::Refused(_)) {
+    if matches!(outcome, Outcome::GraceRefused | Outcome::Throttled(_) | Outcome::Refused(_)) {
         audit("refresh", outcome.label(), None, presented.session_id, ip);
     }
     Ok(outcome)
@@ -152,11 +157,13 @@ async fn refused(
     ip: IpAddr,
     now: DateTime<Utc>,
 ) -> Result<Outcome, Error> {
+    let limit = app.config.throttle().map(|throttle| throttle.refresh_session);
     let state = db::certain::execute(&app.db, |mut connection, _| async move {
-        db::refresh_tokens::classify_refused(&mut *connection, presented, now).await
+        db::refresh_tokens::classify_refused(&mut *connection, presented, limit, now).await
     });
     Ok(match state.await? {
         TokenState::Used(used) => reused(app, presented, &used, overlapped, ip, now).await?,
+        TokenState::Throttled(wait) => Outcome::Throttled(wait.to_std().unwrap_or_default()),
         TokenState::SessionEnded(reason) => Outcome::Refused(Some(reason)),
         TokenState::Unknown | TokenState::Expired | TokenState::Revoked => Outcome::Refused(None),
     })

@@ -279,3 +279,40 @@ async fn the_body_is_checked(pool: PgPool) {
     let answer = app.post("/auth/refresh", json!({"refresh_token": PASSWORD, "more": 1})).await;
     answer.assert_refused("Invalid refresh token", None);
 }
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn a_session_that_refreshes_without_end_is_slowed_and_lives(pool: PgPool) {
+    let app = TestApp::new(pool);
+    let replica = TestApp::with_clock(app.db.clone(), &[], app.clock.clone());
+    let mut tokens = app.customer("cust@example.com").await;
+    let other = app.login("cust@example.com").await;
+    let mut refreshes = 0;
+    let refused = loop {
+        let app = if refreshes % 2 == 0 { &app } else { &replica };
+        let answer = app.refresh(&tokens.refresh).await;
+        if answer.status != 200 {
+            break answer;
+        }
+        tokens = pair(&answer);
+        refreshes += 1;
+        assert!(refreshes < 100, "a hundred refreshes and no end");
+    };
+    // Some come back while this runs.
+    assert!((60..=65).contains(&refreshes), "{refreshes}");
+    refused.assert_detail(429, "Too many attempts, try again later");
+    assert!((1..=10).contains(&refused.retry_after()), "{}", refused.retry_after());
+    let before = app.rows().await;
+    assert_eq!(replica.refresh(&tokens.refresh).await.status, 429);
+    assert_eq!(app.rows().await, before);
+    pair(&app.refresh(&other.refresh).await);
+    let unlimited = TestApp::with_clock(app.db.clone(), &["--throttle=off"], app.clock.clone());
+    app.advance(app.refresh(&tokens.refresh).await.retry_after());
+    tokens = pair(&app.refresh(&tokens.refresh).await);
+    assert_eq!(app.refresh(&tokens.refresh).await.status, 429);
+    tokens = pair(&unlimited.refresh(&tokens.refresh).await);
+    // In the end all of it comes back.
+    app.advance(11 * 60);
+    for _ in 0..60 {
+        tokens = pair(&app.refresh(&tokens.refresh).await);
+    }
+}
