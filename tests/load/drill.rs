@@ -148,7 +148,7 @@ impl Drill {
     async fn rob(&self, browsers: &[Rc<Browser>], elsewhere: &[String]) -> Outcome<(bool, bool, usize)> {
         let (robbed, others) = browsers.split_first().ok_or("there are no clients")?;
         let (stolen, used_at) = robbed.used.borrow().clone().ok_or("the first client never refreshed")?;
-        tokio::time::sleep_until((used_at + Duration::from_secs(self.grace + 1)).into()).await;
+        tokio::time::sleep_until((used_at + Duration::from_secs(self.grace + 61)).into()).await;
         let mut client = Client::new(self.address);
         let mut request = Vec::new();
         http::write_refresh(&mut request, &stolen);
@@ -187,7 +187,7 @@ async fn refused(address: SocketAddr, browsers: &[Rc<Browser>]) -> Outcome<usize
 async fn live(scene: Rc<Scene>, browser: Rc<Browser>, tabs: usize, end: Instant, grace: u64) -> Outcome<()> {
     let mut connections: Vec<Option<Client>> = (0..tabs).map(|_| Some(Client::new(scene.address))).collect();
     #[expect(clippy::cast_precision_loss, reason = "seconds")]
-    let longest = grace as f64 * 1.5;
+    let longest = grace.max(10) as f64 * 1.5;
     loop {
         let pause = Duration::from_secs_f64(rand::random_range(0.05..longest));
         if Instant::now() + pause >= end {

@@ -149,26 +149,6 @@ enum Command {
     },
     /// Many tabs on a bad network
     Drill(drill::Drill),
-    /// Refresh chains through crashes of service and database: writes the tokens that were given
-    KillLoad {
-        #[command(flatten)]
-        load: Load,
-        #[command(flatten)]
-        store: Store,
-        /// Sessions that each connection refreshes in turn
-        #[arg(long, default_value_t = 4)]
-        sessions: usize,
-        /// Where the tokens go
-        #[arg(long)]
-        tokens: PathBuf,
-    },
-    /// Whether every token of a file still refreshes
-    KillCheck {
-        #[arg(long, default_value = "127.0.0.1:8000")]
-        address: SocketAddr,
-        #[arg(long)]
-        tokens: PathBuf,
-    },
 }
 
 fn main() -> ExitCode {
@@ -209,10 +189,6 @@ fn run(command: Command) -> Outcome<ExitCode> {
         Command::Start { address, runs, command } => start::measure(address, runs, &command)?,
         Command::Report { results, markdown, chart } => report::write(&results, &markdown, &chart)?,
         Command::Drill(drill) => return runtime.block_on(drill.run()),
-        Command::KillLoad { load, store, sessions, tokens } => {
-            runtime.block_on(chains::kill_load(&load, &store, sessions, &tokens))?;
-        }
-        Command::KillCheck { address, tokens } => return runtime.block_on(chains::kill_check(address, &tokens)),
     }
     Ok(ExitCode::SUCCESS)
 }
