@@ -5,9 +5,17 @@
 //! ports and processes of its own; what can be tried without a process belongs in `tests/it`.
 
 mod cli;
+#[path = "../load/clients.rs"]
+mod clients;
 mod configuration;
 mod consumers;
+#[path = "../load/forwarder.rs"]
+#[expect(dead_code, reason = "others use more of it")]
+mod forwarder;
 mod gateway;
+#[path = "../load/http.rs"]
+#[expect(dead_code, reason = "the load generator uses more of it")]
+mod http;
 mod limits;
 mod openapi;
 mod outage;

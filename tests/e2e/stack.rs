@@ -1,16 +1,13 @@
-//! What the tests stand on: a database of their own, the service as a process, the gateway, a line to the database that
-//! can be cut. All of it is on loopback, and ends with the value that stands for it.
+//! What the tests stand on: a database of their own, the service as a process, the gateway. All of it is on loopback, and
+//! ends with the value that stands for it.
 
 use std::{
     fs::File,
     io::Write as _,
-    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU32, Ordering},
-    },
+    sync::atomic::{AtomicU32, Ordering},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -18,6 +15,8 @@ use std::{
 use reqwest::header::HeaderMap;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, postgres::PgConnectOptions};
+
+use crate::forwarder::Forwarder;
 
 /// What the services of a test sign with, unless it says otherwise.
 pub(crate) const SECRET: &str = "known-to-the-end-to-end-tests-only";
@@ -84,13 +83,11 @@ impl Database {
         dsn(&self.options())
     }
 
-    /// The same database, reached through `line`.
-    pub(crate) fn dsn_through(&self, line: &Line) -> String {
-        dsn(&self.options().host("127.0.0.1").port(line.port))
-    }
-
-    pub(crate) fn server_address(&self) -> (String, u16) {
-        (self.server.get_host().to_owned(), self.server.get_port())
+    /// A line to the database that can be cut, and the DSN that leads through it.
+    pub(crate) async fn line(&self) -> (Forwarder, String) {
+        let line = Forwarder::to(self.server.get_host(), self.server.get_port()).await;
+        let dsn = dsn(&self.options().host("127.0.0.1").port(line.port()));
+        (line, dsn)
     }
 }
 
@@ -319,97 +316,6 @@ impl Gateway {
     pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
-}
-
-// --- A line that can be cut -------------------------------------------------------------------------------------------
-
-/// Carries connections to the database until it is cut; then it refuses them, as a stopped server does.
-pub(crate) struct Line {
-    port: u16,
-    wanted: Arc<AtomicBool>,
-    whole: Arc<AtomicBool>,
-    ended: Arc<AtomicBool>,
-    carrier: Option<JoinHandle<()>>,
-}
-
-impl Line {
-    pub(crate) fn to((host, port): (String, u16)) -> Self {
-        let address = free_address();
-        let [wanted, whole, ended] = [true, false, false].map(|flag| Arc::new(AtomicBool::new(flag)));
-        let flags = (wanted.clone(), whole.clone(), ended.clone());
-        let carrier = thread::spawn(move || carry(address, &host, port, &flags));
-        let line = Self { port: address.port(), wanted, whole, ended, carrier: Some(carrier) };
-        line.set(true);
-        line
-    }
-
-    pub(crate) fn cut(&self) {
-        self.set(false);
-    }
-
-    pub(crate) fn mend(&self) {
-        self.set(true);
-    }
-
-    fn set(&self, whole: bool) {
-        self.wanted.store(whole, Ordering::SeqCst);
-        let begin = Instant::now();
-        while self.whole.load(Ordering::SeqCst) != whole {
-            assert!(begin.elapsed() < START, "the line does not obey");
-            thread::sleep(Duration::from_millis(5));
-        }
-    }
-}
-
-impl Drop for Line {
-    fn drop(&mut self) {
-        self.ended.store(true, Ordering::SeqCst);
-        if let Some(carrier) = self.carrier.take() {
-            carrier.join().ok();
-        }
-    }
-}
-
-type Flags = (Arc<AtomicBool>, Arc<AtomicBool>, Arc<AtomicBool>);
-
-fn carry(address: SocketAddr, host: &str, port: u16, (wanted, whole, ended): &Flags) {
-    let open: Arc<Mutex<Vec<TcpStream>>> = Arc::default();
-    let close_all = || {
-        for stream in open.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            stream.shutdown(Shutdown::Both).ok();
-        }
-    };
-    let mut listener = None;
-    while !ended.load(Ordering::SeqCst) {
-        if !wanted.load(Ordering::SeqCst) {
-            listener = None;
-            close_all();
-        } else if listener.is_none() {
-            listener = TcpListener::bind(address).ok();
-        }
-        whole.store(listener.is_some(), Ordering::SeqCst);
-        let Some(listener) = &listener else {
-            thread::sleep(Duration::from_millis(5));
-            continue;
-        };
-        listener.set_nonblocking(true).expect("a listener can be polled");
-        let Ok((near, _)) = listener.accept() else {
-            thread::sleep(Duration::from_millis(2));
-            continue;
-        };
-        near.set_nonblocking(false).expect("a stream can block");
-        let far = TcpStream::connect((host, port)).expect("the database takes connections");
-        let ends = [(&near, &far), (&far, &near)]
-            .map(|(from, to)| [from, to].map(|end| end.try_clone().expect("a stream has a second handle")));
-        for [mut from, mut to] in ends {
-            thread::spawn(move || {
-                std::io::copy(&mut from, &mut to).ok();
-                to.shutdown(Shutdown::Both).ok();
-            });
-        }
-        open.lock().unwrap_or_else(PoisonError::into_inner).extend([near, far]);
-    }
-    close_all();
 }
 
 // --- Requests ---------------------------------------------------------------------------------------------------------
