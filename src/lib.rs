@@ -1,17 +1,23 @@
 //! Sign-in service of a storefront.
 //!
 //! ```text
-//! main -> cli -> config, app, http, service, domain, telemetry
-//! http -> service, app, domain, error        service -> app, db, passwords, domain, error
-//! app  -> config, clock, coalesce, domain, error, db, passwords, metrics
-//! config -> passwords, domain                db, passwords -> domain
-//! clock, coalesce, domain, error, metrics, telemetry -> nothing above them
+//! main      -> cli
+//! cli       -> app clock config domain error http passwords service telemetry
+//! http      -> app config domain error metrics service
+//! service   -> app config db domain error passwords
+//! app       -> clock coalesce config db domain error metrics passwords
+//! telemetry -> config
+//! config    -> domain passwords
+//! error     -> db domain passwords
+//! passwords -> domain
+//! db        -> domain
 //! ```
 //!
-//! - [`http`] alone knows axum, [`db`] alone knows SQL, [`domain`] alone knows cryptography, [`config`] alone reads the
-//!   environment, [`clock`] alone the time, [`cli`] alone prints. `scripts/check` holds these lines.
-//! - [`service`] decides; a handler extracts, calls one service function, and maps the result.
-//! - A feature has the same file name in every layer.
+//! Layers that are not named on the left use no other one. `scripts/check` compares this map with the code.
+//!
+//! - Only [`http`] uses axum, only [`db`] has SQL, only [`domain`] has cryptography, only [`config`] reads the environment, only
+//!   [`clock`] reads the time, only [`cli`] prints.
+//! - [`service`] decides. A handler extracts, calls one service function, and maps the result.
 
 pub mod app;
 pub mod cli;
