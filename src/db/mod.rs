@@ -11,6 +11,7 @@ pub mod migrations;
 mod pools;
 pub mod refresh_tokens;
 pub mod sessions;
+pub mod sign_out;
 pub mod throttle;
 mod timestamp;
 pub mod unanswered;

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use sqlx::{PgConnection, PgExecutor};
 
 use super::batch::{BatchedCall, column};
-use super::sessions;
+use super::sign_out;
 use super::timestamp::Timestamp;
 use super::unanswered::Settle;
 use crate::domain::client::ClientInfo;
@@ -169,7 +169,7 @@ async fn rotate(connection: &mut PgConnection, rotations: &[&Rotation]) -> sqlx:
     let mut answers = vec![Decision::Refused { overlapped: false }; rotations.len()];
     for row in rows {
         if let Some(user_id) = row.crowded_user {
-            sessions::end_surplus(connection, user_id, max_sessions, rotations[0].now).await;
+            sign_out::end_surplus(connection, user_id, max_sessions, rotations[0].now).await;
         }
         // `WITH ORDINALITY` counts from one.
         let answer = usize::try_from(row.position - 1).ok().and_then(|index| answers.get_mut(index));
@@ -355,84 +355,4 @@ pub async fn owner(
     )
     .fetch_optional(executor)
     .await
-}
-
-/// Logs a token out: its session ends, if it has one, and the valid token of it is revoked. Says whose it was, if the
-/// token is known.
-///
-/// One statement, unless a refresh overtakes it: that has inserted a successor (and, for a token of the Python service,
-/// opened a session) which the statement cannot see. Then it is done once more.
-pub async fn log_out(
-    connection: &mut PgConnection,
-    presented: &RefreshClaims,
-    now: DateTime<Utc>,
-) -> sqlx::Result<Option<UserId>> {
-    loop {
-        let row = sqlx::query!(
-            r#"
-            WITH presented AS (
-                SELECT id, user_id, session_id FROM refresh_tokens WHERE jti = $1 AND token_hash = $2
-            ), latest AS (
-                SELECT token.id, token.created_at
-                FROM presented
-                CROSS JOIN LATERAL (
-                    SELECT id, created_at FROM refresh_tokens
-                    WHERE user_id = presented.user_id AND session_id = presented.session_id
-                    ORDER BY id DESC
-                    LIMIT 1
-                ) AS token
-            ), ended AS (
-                UPDATE sessions
-                SET ended_at = $3, end_reason = 'logout',
-                    last_seen_at = greatest(sessions.last_seen_at, (SELECT created_at FROM latest))
-                FROM presented
-                WHERE sessions.id = presented.session_id AND sessions.ended_at IS NULL
-            ), seen AS (
-                SELECT id FROM refresh_tokens
-                WHERE id = ANY (ARRAY(SELECT id FROM latest UNION SELECT id FROM presented)) AND NOT revoked
-            ), live AS (
-                SELECT id FROM refresh_tokens WHERE id = ANY (ARRAY(SELECT id FROM seen)) AND NOT revoked
-                ORDER BY jti FOR NO KEY UPDATE
-            ), revoked AS (
-                UPDATE refresh_tokens SET revoked = true WHERE id = ANY (ARRAY(SELECT id FROM live))
-            )
-            SELECT
-                user_id AS "user_id: UserId",
-                (SELECT count(*) FROM seen) > (SELECT count(*) FROM live) AS "overtaken!"
-            FROM presented
-            "#,
-            presented.jti.as_str(),
-            presented.hash.as_str(),
-            now.naive_utc(),
-        )
-        .fetch_optional(&mut *connection)
-        .await?;
-        match row {
-            Some(row) if row.overtaken => {}
-            row => return Ok(row.map(|row| row.user_id)),
-        }
-    }
-}
-
-/// Revokes what a user has of tokens without a session, all but `except` (see [`super::sessions::end_all`]).
-pub(super) async fn revoke_sessionless(
-    executor: impl PgExecutor<'_>,
-    user_id: UserId,
-    except: Option<&Jti>,
-) -> sqlx::Result<()> {
-    sqlx::query!(
-        r"
-        WITH live AS (
-            SELECT id FROM refresh_tokens
-            WHERE user_id = $1 AND session_id IS NULL AND NOT revoked AND jti IS DISTINCT FROM $2
-            ORDER BY jti FOR NO KEY UPDATE
-        )
-        UPDATE refresh_tokens SET revoked = true WHERE id = ANY (ARRAY(SELECT id FROM live))
-        ",
-        user_id as _,
-        except.map(Jti::as_str),
-    )
-    .execute(executor)
-    .await
-    .map(|_| ())
 }

@@ -5,7 +5,7 @@ use sqlx::Connection as _;
 use super::audit::audit;
 use crate::app::App;
 use crate::db;
-use crate::db::sessions::Except;
+use crate::db::sign_out::Except;
 use crate::domain::client::ClientInfo;
 use crate::domain::session::EndReason;
 use crate::error::Error;
@@ -25,7 +25,7 @@ pub async fn logout(app: &App, token: &str, scope: Scope, client: &ClientInfo) -
     let presented = &app.tokens.verify_refresh(token, now).map_err(Error::RefreshToken)?;
     if scope == Scope::This {
         let user = db::certain::execute(&app.db, |mut connection, _| async move {
-            db::refresh_tokens::log_out(&mut connection, presented, now).await
+            db::sign_out::log_out(&mut connection, presented, now).await
         });
         audit("logout", "success", user.await?, presented.session_id, client.ip);
         return Ok(());
@@ -36,9 +36,9 @@ pub async fn logout(app: &App, token: &str, scope: Scope, client: &ClientInfo) -
     // Once more, it finds nothing left to end.
     let ended = db::certain::execute(&app.db, |mut connection, _| async move {
         let mut transaction = connection.begin().await?;
-        db::sessions::end_all(&mut transaction, owner.user_id, others, EndReason::LoggedOutElsewhere, now).await?;
+        db::sign_out::end_all(&mut transaction, owner.user_id, others, EndReason::LoggedOutElsewhere, now).await?;
         if scope == Scope::All {
-            db::refresh_tokens::log_out(&mut transaction, presented, now).await?;
+            db::sign_out::log_out(&mut transaction, presented, now).await?;
         }
         transaction.commit().await
     });

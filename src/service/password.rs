@@ -10,7 +10,8 @@ use super::tokens::{IssuedSession, TokenPair};
 use crate::app::App;
 use crate::db;
 use crate::db::batch::BatchedCall as _;
-use crate::db::sessions::{Except, NewSession};
+use crate::db::sessions::NewSession;
+use crate::db::sign_out::Except;
 use crate::domain::client::ClientInfo;
 use crate::domain::email::Email;
 use crate::domain::ids::{SessionId, UserId};
@@ -48,7 +49,7 @@ pub async fn change_password(
             opened = NewSession::execute(&mut transaction, &[session]).await?;
         }
         if opened == [true] {
-            db::sessions::end_all(&mut transaction, user_id, others, EndReason::PasswordChanged, session.now).await?;
+            db::sign_out::end_all(&mut transaction, user_id, others, EndReason::PasswordChanged, session.now).await?;
             transaction.commit().await?;
         }
         Ok(opened == [true])
@@ -73,7 +74,7 @@ pub async fn set_password(
     let mut transaction = db.begin().await?;
     db::users::set_password_hash(&mut *transaction, user_id, hash, now).await?;
     let reason = EndReason::PasswordChanged;
-    let ended = db::sessions::end_all(&mut transaction, user_id, Except::Nothing, reason, now).await?;
+    let ended = db::sign_out::end_all(&mut transaction, user_id, Except::Nothing, reason, now).await?;
     transaction.commit().await?;
     audit_by(actor, "password_change", "success", Some(user_id), None);
     Ok(ended)

@@ -223,7 +223,7 @@ async fn end_stolen_session(app: &App, used: &Used, client: IpAddr) -> sqlx::Res
     let now = app.clock.now();
     let (user_id, id, reason) = (used.user_id, used.session_id, EndReason::ReplayDetected);
     let ended = db::certain::execute(&app.db, |mut connection, _| async move {
-        db::sessions::end_one(&mut connection, user_id, id, reason, now).await
+        db::sign_out::end_one(&mut connection, user_id, id, reason, now).await
     });
     if ended.await? {
         app.metrics.replays_detected.inc();

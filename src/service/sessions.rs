@@ -7,8 +7,8 @@ use super::audit::{Actor, audit, audit_by};
 use super::bearer::Bearer;
 use crate::app::App;
 use crate::db;
-use crate::db::sessions::Except;
 pub use crate::db::sessions::Session;
+use crate::db::sign_out::Except;
 use crate::domain::client::ClientInfo;
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::page::{Page, PageSize};
@@ -32,8 +32,8 @@ pub async fn end(app: &App, bearer: &Bearer, id: SessionId, client: &ClientInfo)
     let reason = if own { EndReason::Logout } else { EndReason::LoggedOutElsewhere };
     let now = app.clock.now();
     let ended = db::certain::execute(&app.db, |mut connection, again| async move {
-        let ended = db::sessions::end_one(&mut connection, user_id, id, reason, now).await?;
-        Ok(ended || again && db::sessions::count_ended(&mut connection, user_id, Some(id), reason, now).await? > 0)
+        let ended = db::sign_out::end_one(&mut connection, user_id, id, reason, now).await?;
+        Ok(ended || again && db::sign_out::count_ended(&mut connection, user_id, Some(id), reason, now).await? > 0)
     });
     if !ended.await? {
         return Err(Error::NotFound);
@@ -79,11 +79,11 @@ pub async fn end_of(
     let ended = db::certain::execute(pool, |mut connection, again| async move {
         let mut transaction = connection.begin().await?;
         let mut ended = match only {
-            Some(id) => db::sessions::end_one(&mut transaction, user_id, id, reason, now).await?.into(),
-            None => db::sessions::end_all(&mut transaction, user_id, Except::Nothing, reason, now).await?,
+            Some(id) => db::sign_out::end_one(&mut transaction, user_id, id, reason, now).await?.into(),
+            None => db::sign_out::end_all(&mut transaction, user_id, Except::Nothing, reason, now).await?,
         };
         if again {
-            ended = db::sessions::count_ended(&mut transaction, user_id, only, reason, now).await?;
+            ended = db::sign_out::count_ended(&mut transaction, user_id, only, reason, now).await?;
         }
         let found = ended > 0 || db::users::exists(&mut *transaction, user_id).await?;
         transaction.commit().await?;

@@ -5,7 +5,7 @@ use sqlx::{Connection as _, PgPool};
 
 use super::audit::{Actor, audit_by};
 use crate::db;
-use crate::db::sessions::Except;
+use crate::db::sign_out::Except;
 use crate::db::users::Change;
 pub use crate::db::users::{User, UserDetails};
 use crate::domain::email::Email;
@@ -57,7 +57,7 @@ pub async fn set_role(pool: &PgPool, actor: Actor, id: UserId, role: &Role, now:
 pub async fn delete(pool: &PgPool, actor: Actor, id: UserId, now: DateTime<Utc>) -> Result<(), Error> {
     let deleted = db::certain::execute(pool, |mut connection, again| async move {
         let mut transaction = connection.begin().await?;
-        db::sessions::end_all(&mut transaction, id, Except::Nothing, EndReason::UserDeleted, now).await?;
+        db::sign_out::end_all(&mut transaction, id, Except::Nothing, EndReason::UserDeleted, now).await?;
         match db::users::delete(&mut transaction, id).await? {
             Change::Done(()) => transaction.commit().await.map(Change::Done),
             // A user who is gone now was there before.

@@ -2,7 +2,8 @@
 
 use auth::db;
 use auth::db::batch::BatchedCall;
-use auth::db::sessions::{Except, NewSession};
+use auth::db::sessions::NewSession;
+use auth::db::sign_out::Except;
 use auth::domain::client::ClientInfo;
 use auth::domain::ids::{SessionId, UserId};
 use auth::domain::password::PasswordHash;
@@ -233,15 +234,15 @@ async fn what_was_used_or_has_ended_costs_nothing(pool: PgPool) {
     .await;
     assert_cheap(&app, async |connection| {
         let reason = EndReason::ByAdmin;
-        assert_eq!(db::sessions::end_all(connection, user, Except::Nothing, reason, now).await.unwrap(), 1);
+        assert_eq!(db::sign_out::end_all(connection, user, Except::Nothing, reason, now).await.unwrap(), 1);
     })
     .await;
     assert_cheap(&app, async |connection| {
-        assert!(db::sessions::end_one(connection, user, session, EndReason::Logout, now).await.unwrap());
+        assert!(db::sign_out::end_one(connection, user, session, EndReason::Logout, now).await.unwrap());
     })
     .await;
     assert_cheap(&app, async |connection| {
-        assert_eq!(db::refresh_tokens::log_out(connection, &claims, now).await.unwrap(), Some(user));
+        assert_eq!(db::sign_out::log_out(connection, &claims, now).await.unwrap(), Some(user));
     })
     .await;
     assert_cheap(&app, async |connection| {

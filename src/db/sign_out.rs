@@ -1,0 +1,265 @@
+//! Ending sessions, and what must happen to their tokens together with it.
+//!
+//! A session that has ended has no valid tokens: refresh checks the session's row in the statement that rotates
+//! (`db::refresh_tokens`), so one update here ends it, whatever is in progress. Its tokens are marked `revoked` as well, for
+//! the Python service, which knows no sessions.
+
+use chrono::{DateTime, Utc};
+use sqlx::{PgConnection, PgExecutor};
+
+use crate::domain::ids::{SessionId, UserId};
+use crate::domain::session::EndReason;
+use crate::domain::tokens::{Jti, RefreshClaims};
+
+/// What is left alone where everything of a user ends.
+#[derive(Clone, Copy, Debug)]
+pub enum Except<'a> {
+    Nothing,
+    Session(SessionId),
+    /// A token without a session.
+    Token(&'a Jti),
+}
+
+/// Which of a user's live sessions are meant.
+#[derive(Clone, Copy)]
+enum Which {
+    One(SessionId),
+    AllBut(Option<SessionId>),
+    /// All but so many of the newest.
+    Surplus(i64),
+}
+
+/// How many sessions beyond the limit end at once, at most; the next login ends more.
+const SURPLUS_AT_ONCE: i64 = 1000;
+
+/// Ends one session of a user. Says whether it was alive.
+pub async fn end_one(
+    connection: &mut PgConnection,
+    user_id: UserId,
+    id: SessionId,
+    reason: EndReason,
+    now: DateTime<Utc>,
+) -> sqlx::Result<bool> {
+    Ok(end(connection, user_id, Which::One(id), reason, now).await? > 0)
+}
+
+/// Ends everything of a user but `except`, and returns how many sessions that were. Whatever ends "all" goes through
+/// here.
+///
+/// Tokens without a session, which are the Python service's and not refreshed here yet, are revoked first: one whose
+/// refresh is in flight is waited for there, and the session that it opened is among those that end then.
+pub async fn end_all(
+    connection: &mut PgConnection,
+    user_id: UserId,
+    except: Except<'_>,
+    reason: EndReason,
+    now: DateTime<Utc>,
+) -> sqlx::Result<u64> {
+    let (session, token) = match except {
+        Except::Nothing => (None, None),
+        Except::Session(id) => (Some(id), None),
+        Except::Token(jti) => (None, Some(jti)),
+    };
+    revoke_sessionless(&mut *connection, user_id, token).await?;
+    end(connection, user_id, Which::AllBut(session), reason, now).await
+}
+
+/// How many sessions of a user ended at exactly this time for this reason: the work of whoever has this time.
+pub async fn count_ended(
+    connection: &mut PgConnection,
+    user_id: UserId,
+    only: Option<SessionId>,
+    reason: EndReason,
+    now: DateTime<Utc>,
+) -> sqlx::Result<u64> {
+    let ended = sqlx::query_scalar!(
+        r#"
+        SELECT count(*) AS "count!" FROM sessions
+        WHERE user_id = $1 AND ($2::uuid IS NULL OR id = $2) AND ended_at = $3 AND end_reason = $4
+        "#,
+        user_id as _,
+        only as _,
+        now.naive_utc(),
+        reason.as_str(),
+    );
+    Ok(u64::try_from(ended.fetch_one(connection).await?).unwrap_or(0))
+}
+
+/// Ends the oldest sessions of a user that has more than `max` live ones. The new session, for which they give way, is
+/// committed; so a failure is not its caller's, and is mended by the next login.
+pub(super) async fn end_surplus(connection: &mut PgConnection, user_id: UserId, max: i64, now: DateTime<Utc>) {
+    if let Err(error) = end(connection, user_id, Which::Surplus(max), EndReason::SessionLimit, now).await {
+        let error = &error as &dyn std::error::Error;
+        tracing::warn!(error, user.id = user_id.0, "could not end the oldest sessions of a user");
+    }
+}
+
+/// Logs a token out: its session ends, if it has one, and the valid token of it is revoked. Says whose it was, if the
+/// token is known.
+///
+/// One statement, unless a refresh overtakes it: that has inserted a successor (and, for a token of the Python service,
+/// opened a session) which the statement cannot see. Then it is done once more.
+pub async fn log_out(
+    connection: &mut PgConnection,
+    presented: &RefreshClaims,
+    now: DateTime<Utc>,
+) -> sqlx::Result<Option<UserId>> {
+    loop {
+        let row = sqlx::query!(
+            r#"
+            WITH presented AS (
+                SELECT id, user_id, session_id FROM refresh_tokens WHERE jti = $1 AND token_hash = $2
+            ), latest AS (
+                SELECT token.id, token.created_at
+                FROM presented
+                CROSS JOIN LATERAL (
+                    SELECT id, created_at FROM refresh_tokens
+                    WHERE user_id = presented.user_id AND session_id = presented.session_id
+                    ORDER BY id DESC
+                    LIMIT 1
+                ) AS token
+            ), ended AS (
+                UPDATE sessions
+                SET ended_at = $3, end_reason = 'logout',
+                    last_seen_at = greatest(sessions.last_seen_at, (SELECT created_at FROM latest))
+                FROM presented
+                WHERE sessions.id = presented.session_id AND sessions.ended_at IS NULL
+            ), seen AS (
+                SELECT id FROM refresh_tokens
+                WHERE id = ANY (ARRAY(SELECT id FROM latest UNION SELECT id FROM presented)) AND NOT revoked
+            ), live AS (
+                SELECT id FROM refresh_tokens WHERE id = ANY (ARRAY(SELECT id FROM seen)) AND NOT revoked
+                ORDER BY jti FOR NO KEY UPDATE
+            ), revoked AS (
+                UPDATE refresh_tokens SET revoked = true WHERE id = ANY (ARRAY(SELECT id FROM live))
+            )
+            SELECT
+                user_id AS "user_id: UserId",
+                (SELECT count(*) FROM seen) > (SELECT count(*) FROM live) AS "overtaken!"
+            FROM presented
+            "#,
+            presented.jti.as_str(),
+            presented.hash.as_str(),
+            now.naive_utc(),
+        )
+        .fetch_optional(&mut *connection)
+        .await?;
+        match row {
+            Some(row) if row.overtaken => {}
+            row => return Ok(row.map(|row| row.user_id)),
+        }
+    }
+}
+
+/// Revokes what a user has of tokens without a session, all but `except` (see [`end_all`]).
+async fn revoke_sessionless(executor: impl PgExecutor<'_>, user_id: UserId, except: Option<&Jti>) -> sqlx::Result<()> {
+    sqlx::query!(
+        r"
+        WITH live AS (
+            SELECT id FROM refresh_tokens
+            WHERE user_id = $1 AND session_id IS NULL AND NOT revoked AND jti IS DISTINCT FROM $2
+            ORDER BY jti FOR NO KEY UPDATE
+        )
+        UPDATE refresh_tokens SET revoked = true WHERE id = ANY (ARRAY(SELECT id FROM live))
+        ",
+        user_id as _,
+        except.map(Jti::as_str),
+    )
+    .execute(executor)
+    .await
+    .map(|_| ())
+}
+
+/// Ends live sessions of one user and returns how many those were. What is no longer alive costs nothing.
+///
+/// The first statement is the end. A refresh that is in flight at that moment may still insert a successor the
+/// statement cannot see; the session being over, it is worth nothing here, and the second statement, which sees it,
+/// marks it for the Python service. Rows are picked by arrays, so that no estimate can lead to a scan of a table.
+async fn end(
+    connection: &mut PgConnection,
+    user_id: UserId,
+    which: Which,
+    reason: EndReason,
+    now: DateTime<Utc>,
+) -> sqlx::Result<u64> {
+    let (only, except, keep, at_once) = match which {
+        Which::One(id) => (Some(id), None, 0, None),
+        Which::AllBut(id) => (None, id, 0, None),
+        Which::Surplus(keep) => (None, None, keep, Some(SURPLUS_AT_ONCE)),
+    };
+    let ended = sqlx::query_scalar!(
+        r#"
+        WITH doomed AS (
+            SELECT id
+            FROM sessions
+            WHERE user_id = $1 AND ended_at IS NULL
+              AND ($2::uuid IS NULL OR id = $2) AND ($3::uuid IS NULL OR id <> $3)
+              AND id <= (
+                  SELECT id FROM sessions WHERE user_id = $1 AND ended_at IS NULL ORDER BY id DESC OFFSET $6 LIMIT 1
+              )
+            ORDER BY id
+            LIMIT $7
+            FOR NO KEY UPDATE
+        ), latest AS (
+            SELECT token.id
+            FROM doomed
+            CROSS JOIN LATERAL (
+                SELECT id FROM refresh_tokens
+                WHERE user_id = $1 AND session_id = doomed.id
+                ORDER BY id DESC
+                LIMIT 1
+            ) AS token
+        ), ended AS (
+            UPDATE sessions
+            SET ended_at = $4, end_reason = $5, last_seen_at = greatest(last_seen_at, (
+                SELECT created_at FROM refresh_tokens
+                WHERE user_id = $1 AND session_id = sessions.id
+                ORDER BY refresh_tokens.id DESC
+                LIMIT 1
+            ))
+            WHERE id = ANY (ARRAY(SELECT id FROM doomed))
+        ), live AS (
+            SELECT id FROM refresh_tokens
+            WHERE id = ANY (ARRAY(SELECT id FROM latest)) AND NOT revoked
+            ORDER BY jti FOR NO KEY UPDATE
+        ), revoked AS (
+            UPDATE refresh_tokens SET revoked = true WHERE id = ANY (ARRAY(SELECT id FROM live))
+        )
+        SELECT id AS "id: SessionId" FROM doomed
+        "#,
+        user_id as _,
+        only as _,
+        except as _,
+        now.naive_utc(),
+        reason.as_str(),
+        keep,
+        at_once,
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    // Usually once; again only while refreshes follow each other this fast.
+    let mut overtaken = !ended.is_empty();
+    while overtaken {
+        let revoked = sqlx::query!(
+            r"
+            UPDATE refresh_tokens SET revoked = true
+            WHERE NOT revoked AND id = ANY (ARRAY(
+                SELECT latest.id
+                FROM unnest($2::uuid[]) AS ended (id)
+                CROSS JOIN LATERAL (
+                    SELECT id FROM refresh_tokens
+                    WHERE user_id = $1 AND session_id = ended.id
+                    ORDER BY id DESC
+                    LIMIT 1
+                ) AS latest
+            ))
+            ",
+            user_id as _,
+            &ended[..] as _,
+        )
+        .execute(&mut *connection)
+        .await?;
+        overtaken = revoked.rows_affected() > 0;
+    }
+    Ok(ended.len() as u64)
+}
