@@ -13,7 +13,7 @@ use crate::passwords::pool::Overloaded;
 /// Why a service did not do what it was asked to.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
-    /// No account with that address, or not its password; which of the two is nobody's business.
+    /// No account with that address, or not its password; not distinguished, to prevent account enumeration.
     #[error("invalid credentials")]
     InvalidCredentials,
     /// A registration for an address that has an account, in any spelling.
@@ -46,7 +46,7 @@ pub enum Error {
     /// A user is to be deleted to whom a row of another table refers.
     #[error("other data still refers to this user: {0}")]
     StillReferenced(#[source] Arc<sqlx::Error>),
-    /// The database refuses for good what it was asked to write: the data (class 22 or 23) or the privilege (42501).
+    /// The database refuses a write, and would refuse it again: the data (class 22 or 23) or the privilege (42501).
     #[error("the database refuses this change: {0}")]
     RefusedByDatabase(#[source] Arc<sqlx::Error>),
     /// Too many failed logins or registrations; one more fits after this long.
@@ -67,7 +67,7 @@ impl From<sqlx::Error> for Error {
 }
 
 impl From<Arc<sqlx::Error>> for Error {
-    /// A row that a foreign key asks for may have been deleted a moment ago; trying again then tells the truth.
+    /// A row that a foreign key asks for may have been deleted a moment ago; a retry then gets the right answer.
     fn from(error: Arc<sqlx::Error>) -> Self {
         let for_good =
             |code: &str| code == "42501" || (code.starts_with("22") || code.starts_with("23")) && code != FOREIGN_KEY;

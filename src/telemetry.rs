@@ -85,7 +85,7 @@ impl<W: Write> Write for Gathered<W> {
             self.reported = dropped;
         }
         let outcome = self.output.flush();
-        // The queue fills meanwhile, and wakes nobody.
+        // The queue fills meanwhile without waking this thread.
         thread::sleep(GATHER_PERIOD);
         outcome
     }
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_does_not_read_holds_nobody_up() {
+    fn a_reader_that_does_not_read_delays_no_request() {
         let (resume, stalled) = mpsc::channel();
         let log = Log::default();
         let (mut lines, guard) = lines_to(Stalled(stalled, log.clone()));

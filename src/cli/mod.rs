@@ -107,7 +107,7 @@ enum CliError {
 }
 
 impl CliError {
-    /// 2 for what has to be put right by whoever called, 1 for everything else.
+    /// 2 for mistakes in settings or arguments, 1 for all other failures.
     fn exit_code(&self) -> ExitCode {
         match self {
             Self::Config(_) | Self::Usage(_) => ExitCode::from(2),
@@ -213,7 +213,7 @@ fn role(text: &str) -> Result<Role, CliError> {
 impl Who {
     async fn find(&self, db: &PgPool) -> Result<User, CliError> {
         service::users::find(db, email(&self.email)?).await.map_err(|error| match error {
-            Error::NotFound => CliError::Failed(format!("nobody has the address {}", self.email)),
+            Error::NotFound => CliError::Failed(format!("no user has the address {}", self.email)),
             error => error.into(),
         })
     }

@@ -1,4 +1,4 @@
-//! What a command prints. Texts that strangers may have chosen (addresses, roles, user agents) are escaped: a control
+//! What a command prints. Texts that clients may have chosen (addresses, roles, user agents) are escaped: a control
 //! or bidirectional character in one of them would change what the operator sees.
 
 use std::io::Write;
@@ -8,7 +8,7 @@ use super::CliError;
 /// Prints a text of our own.
 pub(super) fn print_text(text: &str) -> Result<(), CliError> {
     match writeln!(std::io::stdout(), "{text}") {
-        // The reader has seen enough.
+        // The reader has closed the pipe, as `head` does.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         outcome => Ok(outcome?),
     }
@@ -27,7 +27,7 @@ pub(super) fn print_row(cells: &[&str]) -> Result<(), CliError> {
 /// Prints an error, a line at a time.
 pub(super) fn print_error(text: &str) {
     for line in text.lines() {
-        // A standard error that is closed leaves nowhere to say so.
+        // Where standard error is closed, the failure cannot be reported.
         let _ = writeln!(std::io::stderr(), "auth: {}", escape(line));
     }
 }

@@ -39,7 +39,7 @@ pub(super) async fn run(config: Config, no_migrate: bool) -> Result<(), CliError
     let finished = http::serve(app.clone(), listener, shutdown).await;
     service::settle(&app).await;
     if finished {
-        tracing::info!("bye");
+        tracing::info!("stopped");
     } else {
         tracing::warn!("requests in flight were cut off");
     }

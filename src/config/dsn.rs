@@ -26,7 +26,7 @@ pub struct Dsn {
 }
 
 impl Dsn {
-    /// Reads a database address. No text is an address that nobody uses, see [`Settings`](super::Settings).
+    /// Reads a database address. An empty text gives a placeholder that is never used, see [`Settings`](super::Settings).
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         if text.is_empty() {
             let options = PgConnectOptions::new_without_pgpass();

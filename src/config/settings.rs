@@ -283,7 +283,7 @@ impl Config {
         Some(self.cleanup_interval).filter(|interval| !interval.is_zero())
     }
 
-    /// What is set and has no or another effect than it seems to have.
+    /// Settings that are given but have no effect, or another one than they seem to have.
     pub fn warnings(&self) -> Vec<String> {
         let removed = REMOVED.iter().filter(|name| std::env::var_os(name).is_some_and(|text| !text.is_empty()));
         let mut warnings: Vec<_> = removed

@@ -1,5 +1,5 @@
 //! Taking over the tables of the Python service: whether they are what they must be, and all migrations in one
-//! transaction while that service is at work on them. Everything here goes when it goes.
+//! transaction while that service is at work on them. This file is deleted when no Python service runs any more.
 
 use std::time::{Duration, Instant};
 
@@ -161,10 +161,9 @@ async fn check_table(connection: &mut PgConnection, table: &str, named: &[&str])
 
 /// Applies all migrations, in one transaction.
 ///
-/// The Python service may be at work on the tables. It locks them now in this order, now in that, so whoever holds one
-/// and waits for the other may stop it for good; PostgreSQL would end that at its expense. Here nothing is held while
-/// waiting, and waiting is short, because everybody else has to queue behind it; but longer than the second after which
-/// an autovacuum gives way.
+/// The Python service may be using the tables, and locks them in no fixed order. To hold one and wait for the other could
+/// deadlock with it. So nothing is held while waiting. Each wait is short, because all others queue behind it, but longer
+/// than the second after which an autovacuum cancels itself.
 pub(super) async fn apply_all(connection: &mut PgConnection) -> Result<(), SchemaError> {
     sqlx::query!("SET lock_timeout = '1500ms'").execute(&mut *connection).await?;
     let started = Instant::now();
@@ -184,7 +183,7 @@ pub(super) async fn apply_all(connection: &mut PgConnection) -> Result<(), Schem
             Err(_) => transaction.rollback().await?,
         }
         tracing::debug!("the tables are in use; trying again");
-        // Whoever had to queue behind an attempt gets twice its time to go on.
+        // Those that queued behind an attempt get twice its time.
         tokio::time::sleep(attempt.elapsed() * 2 + Duration::from_millis(rand::random_range(20..100))).await;
     }
 }

@@ -12,10 +12,10 @@
 //! - **A refusal** of a statement as a whole (one bad row, one row that stays locked) has changed nothing; its calls are
 //!   then sent one by one, so that only the bad one fails.
 //! - **A panic** may be the fault of one call, too. The calls are sent one by one, and the worker goes on.
-//! - **A lost connection** leaves its batch in doubt: nobody knows whether the commit was reached. The same calls are
+//! - **A lost connection** leaves its batch in doubt: it is unknown whether the commit was reached. The same calls are
 //!   sent again on another connection while their callers wait, in a task of their own that holds up no other batch.
 //!   [`BatchedCall`] demands that this does no work twice. What callers learn is true whether the first attempt never
-//!   arrived, was rolled back, was committed, or still waits for a lock in a server process that nobody listens to: in
+//!   arrived, was rolled back, was committed, or still waits for a lock in a server process without a client: in
 //!   that last case the two attempts meet at a row, and the second to lock it finds the work done. The attempts end when
 //!   no caller waits any more; what then becomes of the work is for `db::unanswered` to settle.
 //! - **An unreachable database** fails the calls of which nothing was sent, after seconds.
@@ -320,7 +320,7 @@ impl<C: BatchedCall> Batch<C> {
         Ok(())
     }
 
-    /// Executes the calls again and again, until it is known what became of them or nobody waits any more.
+    /// Executes the calls again and again, until their outcome is known or no caller waits any more.
     async fn execute_until_known(mut self, pool: PgPool) {
         while self.drop_abandoned() {
             tokio::time::sleep(RESEND_PAUSE).await;

@@ -7,7 +7,7 @@
 //! either finds its work done, and answers as it would have the first time, or does it now. The batcher does the same
 //! for its batches.
 //!
-//! The first attempt may still be under way in a server process that nobody listens to. Both then meet at the same
+//! The first attempt may still be under way in a server process without a client. Both then meet at the same
 //! rows, which one of them locks first; the other waits for it, and finds the work done.
 
 use std::time::{Duration, Instant};
@@ -16,12 +16,12 @@ use sqlx::error::DatabaseError;
 use sqlx::pool::PoolConnection;
 use sqlx::{PgPool, Postgres};
 
-/// How long an outcome is sought. A request is answered 503 before, if its own time is up.
+/// How long the outcome is looked for. A request is answered 503 before, if its own time is up.
 const TIMEOUT: Duration = Duration::from_mins(1);
 const PAUSE: Duration = Duration::from_millis(50);
 /// How often a write is done again that the server broke off in favour of another.
 const MAX_BROKEN_OFF: u32 = 5;
-/// How long a connection is sought of which nothing depends yet.
+/// How long a first connection is waited for; nothing has been sent yet.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Runs `work` on a connection of the pool, and again on another one as long as connections are lost under it, and some
@@ -73,7 +73,7 @@ pub(super) async fn acquire(pool: &PgPool) -> sqlx::Result<PoolConnection<Postgr
     }
 }
 
-/// Whether the connection was lost, so that nobody knows whether what was sent on it was done. A server that is going
+/// Whether the connection was lost, so that it is unknown whether what was sent on it was done. A server that is going
 /// down (class 57P) says so at any moment, perhaps after the commit.
 pub(super) fn is_lost(error: &sqlx::Error) -> bool {
     match error {

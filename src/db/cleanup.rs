@@ -1,4 +1,4 @@
-//! Clean-up: what has expired is deleted in small batches that skip locked rows, so that nobody ever waits for it.
+//! Clean-up: what has expired is deleted in small batches that skip locked rows, so that no request waits for it.
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgExecutor};

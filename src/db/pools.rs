@@ -19,7 +19,7 @@ const STATEMENT_TIMEOUT: &str = "15s";
 const LOCK_TIMEOUT: &str = "2s";
 /// The wait for a free connection. Longer than a statement takes, shorter than a client waits.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
-/// A connection unused for this long is checked before it is handed out; one in use needs no extra round trip.
+/// A connection unused for this long is checked before its next use; one in use needs no extra round trip.
 const IDLE_BEFORE_CHECK: Duration = Duration::from_secs(5);
 /// While a pool is in use, a connection that comes back is checked this often.
 const CHECK_INTERVAL: Duration = Duration::from_millis(250);
@@ -46,7 +46,7 @@ pub fn refresh_pool(options: &PgConnectOptions, connections: u32) -> PgPool {
     lazy_pool(options, connections)
 }
 
-/// The pool of a command, which nobody waits for.
+/// The pool of a command.
 #[must_use]
 pub fn command_pool(options: &PgConnectOptions) -> PgPool {
     lazy_pool(options.clone().options([("statement_timeout", "0")]), 2)

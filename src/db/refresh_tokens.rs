@@ -200,7 +200,7 @@ pub enum TokenState {
 /// A token that was exchanged before, in a session that lives.
 #[derive(Debug)]
 pub struct Used {
-    /// `None` if nobody was told of the exchange ([`Exchange`]).
+    /// `None` if no client was told of the exchange ([`Exchange`]).
     pub used_at: Option<DateTime<Utc>>,
     pub session_id: SessionId,
     pub user_id: UserId,
@@ -284,9 +284,9 @@ pub async fn classify_refused(
 
 /// The exchange of a token, by its key, whose client was not told of it.
 ///
-/// Nobody holds the successor, and nobody must lose the session: the token gives its successor to whoever presents it,
-/// until the successor is used. From then on it counts as used, as if that had been the time of the exchange. The row
-/// says so by having a successor and no `used_at`. (For the Python service it is revoked.)
+/// No client has the successor, and none may lose its session: the token is answered with its successor until the
+/// successor is used. From then on it counts as used, as if that had been the time of the exchange. In the row this state
+/// is a successor without `used_at`. (For the Python service it is revoked.)
 ///
 /// Nothing is deleted: a client that has the successor after all, from another replica or within the grace, keeps it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -150,7 +150,7 @@ impl BatchedCall for NewSession {
     }
 }
 
-/// A session by its id and its first token, whose client was not told of it: nobody can use it, so it goes.
+/// A session by its id and its first token, whose client was not told of it. No client can use it, so it is deleted.
 #[derive(Clone, Debug)]
 pub struct OpenedSession {
     pub id: SessionId,

@@ -64,7 +64,7 @@ pub async fn end_all(
     end(connection, user_id, Which::AllBut(session), reason, now).await
 }
 
-/// How many sessions of a user ended at exactly this time for this reason: the work of whoever has this time.
+/// How many sessions of a user ended at exactly this time for this reason: those that an earlier attempt with the same time ended.
 pub async fn count_ended(
     connection: &mut PgConnection,
     user_id: UserId,
@@ -85,8 +85,8 @@ pub async fn count_ended(
     Ok(u64::try_from(ended.fetch_one(connection).await?).unwrap_or(0))
 }
 
-/// Ends the oldest sessions of a user that has more than `max` live ones. The new session, for which they give way, is
-/// committed; so a failure is not its caller's, and is mended by the next login.
+/// Ends the oldest sessions of a user that has more than `max` live ones. The new session is committed already, so a
+/// failure is only logged; the next login tries again.
 pub(super) async fn end_surplus(connection: &mut PgConnection, user_id: UserId, max: i64, now: DateTime<Utc>) {
     if let Err(error) = end(connection, user_id, Which::Surplus(max), EndReason::SessionLimit, now).await {
         let error = &error as &dyn std::error::Error;

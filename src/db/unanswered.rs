@@ -2,14 +2,14 @@
 //!
 //! A request that is answered 503, or whose client goes away, may be executed all the same: its connection to the
 //! database broke behind the commit, or the database stood still and went on. Its client holds nothing of what was
-//! made, and its next attempt must not be refused because of it. So each such write is settled, which makes good for
-//! its client what may have been done, as soon as the database answers.
+//! made, and its next attempt must not be refused because of it. So each such write is settled as soon as the
+//! database answers: its effect on the next attempt of the client is removed.
 //!
 //! Why this is sound. Of a write, this process knows whether it has answered. [`Unanswered::expect`] is called before
 //! the write is sent, and its guard is told when there is an answer; a guard that is dropped before that, for whatever
 //! reason, leaves its write here. The server then is in one of these states:
 //! - **The write never arrived, or was rolled back.** Settling it changes nothing.
-//! - **It was committed.** Settling makes it good.
+//! - **It was committed.** Settling removes its effect on the client.
 //! - **It is still under way**, behind a lock or in a process that was stopped, and may be committed later. Settling
 //!   changes nothing yet, so it is repeated until the server has given up every statement that was sent before
 //!   (`statement_timeout`). If the same client comes back to this replica earlier, [`Unanswered::contains`] tells.
@@ -32,16 +32,16 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// Writes that are remembered; the first ones, which were under way when the database went.
 const CAPACITY: usize = 8192;
 
-/// A write that can be made good for its client after the fact, in one statement with others.
+/// A write whose effect on its client can be removed afterwards, in one statement with others.
 pub trait Settle: Send + Sync + 'static {
     /// For the log.
     const WHAT: &str;
 
-    /// Makes the writes good, as far as they were committed. It is repeated, and must not do more then.
+    /// Settles the writes that were committed. It is repeated, and must be idempotent.
     fn settle(connection: &mut PgConnection, writes: &[Arc<Self>]) -> impl Future<Output = sqlx::Result<()>> + Send;
 }
 
-/// The writes of one kind that nobody was told of.
+/// The writes of one kind whose clients had no answer.
 #[derive(Debug)]
 pub struct Unanswered<W>(Arc<Shared<W>>);
 
@@ -60,7 +60,7 @@ struct List<W> {
 
 /// A write that has no answer yet.
 #[derive(Debug)]
-#[must_use = "without it nobody knows that there was no answer"]
+#[must_use = "dropping it means that there was no answer"]
 pub struct Expected<W: Settle> {
     write: Option<W>,
     unanswered: Unanswered<W>,
@@ -78,7 +78,7 @@ impl<W: Settle> Unanswered<W> {
         Expected { write: Some(write), unanswered: Self(Arc::clone(&self.0)) }
     }
 
-    /// Whether nobody was told of this write.
+    /// Whether the client of this write had no answer.
     pub fn contains(&self, write: &W) -> bool
     where
         W: PartialEq,
@@ -118,7 +118,7 @@ impl<W: Settle> Unanswered<W> {
     }
 
     async fn settle_all(self) {
-        tracing::info!("settling {} that nobody was told of", W::WHAT);
+        tracing::info!("settling {} whose clients had no answer", W::WHAT);
         loop {
             let outcome = self.settle().await;
             if let Err(error) = &outcome {

@@ -206,7 +206,7 @@ pub async fn find(pool: &PgPool, email: Email) -> sqlx::Result<Option<User>> {
     Ok(found.into_iter().find_map(|found| found.account).map(|account| account.user))
 }
 
-/// The user an access token speaks for: the one whose address is its subject, as long as the token's session lives.
+/// The user whose address is the subject of an access token, if the session of the token is alive.
 pub async fn of_bearer(pool: &PgPool, subject: &str, session_id: SessionId) -> sqlx::Result<Option<User>> {
     sqlx::query_as!(
         User,

@@ -304,7 +304,7 @@ fn is_idna_2008(label: &str) -> bool {
 
 /// Checks the address in octets, in every form it may travel in: as given, normalized, with an ASCII domain.
 fn check_length(given: &str, normalized: &str, ascii: &str) -> Result<(), EmailError> {
-    // Nobody counts octets, so the sentence says how many characters that may be.
+    // People count characters, not octets, so the sentence says how many characters that may be.
     let octets = given.len().saturating_sub(MAX_ADDRESS);
     let widest = given.chars().map(char::len_utf8).max().unwrap_or(1);
     let fewest = (octets / widest).max(1);

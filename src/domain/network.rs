@@ -13,8 +13,8 @@ impl TrustedProxies {
     }
 
     /// The client's address: the peer's, or, while the hop before is a trusted proxy, the next entry of
-    /// `X-Forwarded-For` read from the right. Entries to the left of the first untrusted address are anybody's
-    /// invention and are never looked at.
+    /// `X-Forwarded-For` read from the right. Entries to the left of the first untrusted address may be
+    /// forged and are never read.
     pub fn client_address<'a>(&self, peer: IpAddr, forwarded_for: impl DoubleEndedIterator<Item = &'a str>) -> IpAddr {
         let mut client = peer.to_canonical();
         for entry in forwarded_for.rev() {
@@ -27,7 +27,7 @@ impl TrustedProxies {
         client
     }
 
-    /// Whether `peer` speaks for others without being trusted to.
+    /// Whether `peer` is no trusted proxy.
     #[must_use]
     pub fn distrusts(&self, peer: IpAddr) -> bool {
         !self.contains(peer.to_canonical())
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn an_untrusted_peer_speaks_only_for_itself() {
+    fn an_untrusted_peer_is_the_client() {
         assert_eq!(client(&[], "203.0.113.9", &["198.51.100.1"]), "203.0.113.9");
         assert_eq!(client(&["10.0.0.0/8"], "203.0.113.9", &["198.51.100.1"]), "203.0.113.9");
     }
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn rubbish_in_the_list_ends_the_search() {
+    fn an_entry_that_is_no_address_ends_the_search() {
         assert_eq!(client(&["10.0.0.0/8"], "10.1.1.1", &["198.51.100.1", "unknown"]), "10.1.1.1");
         assert_eq!(client(&["10.0.0.0/8"], "10.1.1.1", &[]), "10.1.1.1");
     }

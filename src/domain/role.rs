@@ -20,7 +20,7 @@ impl Role {
     /// The width of the column.
     pub const MAX_CHARACTERS: usize = 32;
 
-    /// The role of whoever asks for none.
+    /// The role of a registration without one.
     #[must_use]
     pub fn customer() -> Self {
         Self("customer".to_owned())

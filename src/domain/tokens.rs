@@ -112,14 +112,14 @@ impl Jti {
     }
 }
 
-/// What a verified access token says. Whether its user and session still exist is the store's to say.
+/// What a verified access token says. The database says whether its user and session still exist.
 #[derive(Clone, Debug)]
 pub struct AccessClaims {
     pub subject: String,
     pub session_id: SessionId,
 }
 
-/// What a verified refresh token says. Whether it is still good is the store's to say.
+/// What a verified refresh token says. The database says whether it is still valid.
 #[derive(Clone, Debug)]
 pub struct RefreshClaims {
     pub subject: String,
@@ -129,7 +129,7 @@ pub struct RefreshClaims {
     pub hash: TokenHash,
 }
 
-/// Why a token is none of ours.
+/// Why a token is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// Not decodable, wrongly signed, or without a claim it must have.

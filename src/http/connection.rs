@@ -93,7 +93,7 @@ pub(super) async fn serve(
         }
     };
     if let Err(error) = ended {
-        // Clients go away and send rubbish all day.
+        // Clients that go away or send malformed requests are normal.
         tracing::debug!(error = &error as &dyn std::error::Error, "connection failed");
     }
 }

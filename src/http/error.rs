@@ -13,10 +13,10 @@ use super::problem::Problem;
 use crate::domain::tokens::TokenError;
 use crate::error::Error;
 
-/// Says why a session is over, to whoever holds a token that was genuinely its own.
+/// Why a session has ended. Sent only to a client that presents a genuine token of it.
 const X_AUTH_REASON: HeaderName = HeaderName::from_static("x-auth-reason");
 
-/// How long to stay away while the database is gone: it comes back in seconds, or somebody has to mend it.
+/// `Retry-After` while the database is away.
 const DATABASE_RETRY: Duration = Duration::from_secs(2);
 
 /// Why a request is answered with an error.

@@ -81,7 +81,7 @@ fn token68(credentials: &str) -> Option<String> {
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty() && token.bytes().all(plain)).then(|| token.to_owned())
 }
 
-/// The address of whoever opened the connection.
+/// The address at the other end of the connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
 

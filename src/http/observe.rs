@@ -1,8 +1,8 @@
 //! What happens around every request: its id, its log line, its metrics, the headers every answer has, its time limit,
 //! and the answer to a panic.
 //!
-//! One line a request, with method, route, status, time and id. The route is its pattern: a raw path is a stranger's
-//! text and may hold anything, as do queries and bodies.
+//! One line a request, with method, route, status, time and id. The route is its pattern: a raw path may
+//! hold anything, as may queries and bodies.
 
 use std::any::Any;
 use std::time::{Duration, Instant};
@@ -109,7 +109,7 @@ impl Drop for RequestRecord {
     }
 }
 
-/// A method a stranger made up must not become a label.
+/// An unknown method must not become a label.
 fn method_label(method: &Method) -> &str {
     match *method {
         Method::GET | Method::POST | Method::PUT | Method::PATCH | Method::DELETE | Method::HEAD | Method::OPTIONS => {

@@ -1,5 +1,5 @@
-//! Who may have a connection: as many as there is room for, of these no more than a share for one peer, and a few beyond
-//! for probes. A crowd of connections must not make the service fail its health check and be restarted.
+//! Limits on connections: in all, for each peer, and a few more for probes only. With all connections taken the service
+//! must still pass its health check, or it would be restarted.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -67,11 +67,11 @@ impl Places {
 
     /// A place for a connection from `peer`, if there is one. A gateway may take all, anybody else a quarter.
     pub(super) fn take(self: &Arc<Self>, peer: IpAddr) -> Option<Place> {
-        let stranger = self.trusted_proxies.distrusts(peer);
+        let untrusted = self.trusted_proxies.distrusts(peer);
         let peer = counted_network(peer);
         let place = |probes_only| Place { places: Arc::clone(self), peer, probes_only };
         let mut general = self.group(false);
-        let share = if stranger { (general.limit / 4).max(1) } else { general.limit };
+        let share = if untrusted { (general.limit / 4).max(1) } else { general.limit };
         if general.take(peer, share) {
             return Some(place(false));
         }

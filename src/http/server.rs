@@ -90,7 +90,7 @@ pub async fn serve(app: App, listener: TcpListener, shutdown: impl Future<Output
 /// How many connections there may be: as many as configured, or as the system's limit of open files leaves room for.
 fn connection_limit(app: &App) -> usize {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    // The lower limit is for programs that cannot do with more; asking for all that is allowed fails for nobody.
+    // The soft limit exists for programs that use `select`; any process may raise it to the hard one.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     let configured = app.config.max_connections;
     let Some(open_files) = getrlimit(Resource::Nofile).current else { return configured };

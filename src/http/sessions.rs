@@ -93,7 +93,7 @@ pub(super) async fn end(
     client: ClientInfo,
     PathSegment(id): PathSegment,
 ) -> Result<StatusCode, ApiError> {
-    // What is no session id is nobody's session.
+    // A text that is no id is the id of no session.
     let id = Uuid::try_parse(&id).map_err(|_| Error::NotFound)?;
     sessions::end(&app, &bearer, SessionId(id), &client).await?;
     Ok(StatusCode::NO_CONTENT)

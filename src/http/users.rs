@@ -104,7 +104,7 @@ pub(super) async fn list(
 ) -> Result<(HeaderMap, Json<Vec<User>>), ApiError> {
     let size = query.page_size()?;
     let after = query.number("after", i64::MIN..=i64::MAX)?.unwrap_or(i64::MIN);
-    // An address with a NUL cannot be stored, so nobody has it.
+    // An address with a NUL cannot be stored, so no user has it.
     let email = query.text("email").map(|email| email.replace('\0', "\u{fffd}"));
     let page = users::list(&app.db, UserId(after), size, email.as_deref()).await?;
     let link = link_to_next("/users/", size, page.next_after().map(|user| user.id));
@@ -114,7 +114,7 @@ pub(super) async fn list(
 /// The bearer
 #[utoipa::path(get, path = "/users/me", tag = "users",
     security(("bearer" = [])),
-    responses((status = 200, description = "The user the token speaks for", body = User), Unauthorized, Unavailable))]
+    responses((status = 200, description = "The user of the token", body = User), Unauthorized, Unavailable))]
 pub(super) async fn me(SignedIn(bearer): SignedIn) -> Json<User> {
     Json(bearer.user.into())
 }

@@ -23,7 +23,7 @@ impl Bearer {
     }
 }
 
-/// Who an access token speaks for. Its signature is not enough: account and session must exist.
+/// The bearer of an access token. A good signature is not enough: account and session must exist.
 pub async fn authenticate(app: &App, bearer: Option<&str>) -> Result<Bearer, Error> {
     let token = bearer.ok_or(Error::NotAuthenticated)?;
     let claims = app.tokens.verify_access(token, app.clock.now()).map_err(|_| Error::InvalidAccessToken)?;

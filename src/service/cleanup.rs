@@ -32,7 +32,7 @@ pub enum Depth {
     Full,
 }
 
-/// Cleans up, unless another replica is at it: then `None`.
+/// Cleans up, unless another replica is doing so: then `None`.
 pub async fn clean_up(
     pool: &PgPool,
     now: DateTime<Utc>,

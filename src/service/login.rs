@@ -17,7 +17,7 @@ use crate::domain::password::{Password, PasswordHash, Verdict};
 use crate::domain::throttle::Bucket;
 use crate::error::Error;
 
-/// How often a login starts over because the account's hash changed beneath it.
+/// How often a login starts over because the account's hash changed meanwhile.
 const ATTEMPTS: usize = 3;
 
 /// Signs in with a password: a new session, and its first tokens.

@@ -19,8 +19,8 @@ use crate::domain::password::{Password, PasswordHash};
 use crate::domain::session::EndReason;
 use crate::error::Error;
 
-/// Changes the password of the bearer. All sessions end, the one that asked is replaced by a new one; so nothing that
-/// was stolen before, and no refresh in flight, outlives the change.
+/// Changes the password of the bearer. All sessions end, and the caller gets a new one. So no token that was
+/// stolen before, and no refresh in progress, is valid after the change.
 pub async fn change_password(
     app: &App,
     bearer: &Bearer,

@@ -3,8 +3,8 @@
 //! One statement decides whether a token is exchanged ([`crate::db::refresh_tokens::Rotation`]); what remains is to say
 //! why one was not. Of requests that overlap, such as those of two tabs, one exchanges the token, and all get the
 //! identical successor. A token that comes back within the grace is its owner's own retry, and gets it too. For as long
-//! as an answer may be on its way it is merely refused. One that comes back later has two holders, and nobody can tell
-//! which is the thief: the session ends.
+//! as an answer may be on its way it is merely refused. One that comes back later is known to two parties, and it
+//! cannot be told which of them is the thief: the session ends.
 //!
 //! Exactly once: where the connection to the database is lost, the rotation is executed again with the same successor
 //! (`db::batch`). If the client cannot be told in time, the token goes on giving its successor (`db::unanswered`,
@@ -50,7 +50,7 @@ enum Outcome {
     Overlapped(TokenPair),
     /// The owner's own retry within the grace, answered with the identical successor.
     ReplayedAnswer(TokenPair),
-    /// The owner's own retry after an answer that the database's failure prevented: the successor was nobody's yet.
+    /// The owner's own retry after an answer that the database's failure prevented: no client had the successor yet.
     Recovered(TokenPair),
     /// A retry soon after the answer or the grace, refused; the session lives.
     GraceRefused,
@@ -182,7 +182,7 @@ async fn reused(
     if overlapped {
         return Ok(pair.map_or(Outcome::GraceRefused, Outcome::Overlapped));
     }
-    // How long it has been used; not at all while nobody was told so.
+    // How long ago it was used; `None` while no client was told of it.
     let Some(age) = used_since(app, presented, used).map(|since| (now - since).max(TimeDelta::zero())) else {
         return Ok(pair.map_or(Outcome::GraceRefused, Outcome::Recovered));
     };
@@ -196,7 +196,7 @@ async fn reused(
     })
 }
 
-/// Since when a token counts as used: since its exchange, or, if nobody was told of that, since the use of its
+/// Since when a token counts as used: since its exchange, or, where no client was told of that, since the use of its
 /// successor.
 fn used_since(app: &App, presented: &RefreshClaims, used: &Used) -> Option<DateTime<Utc>> {
     let Some(successor) = &used.successor else { return used.used_at };
@@ -218,7 +218,7 @@ fn sign_again(app: &App, presented: &RefreshClaims, used: &Used, now: DateTime<U
     Some(TokenPair { access, refresh })
 }
 
-/// Committed before the refusal leaves, so that the session is over by the time its holders hear of it.
+/// Committed before the refusal is sent, so that the session has ended when a client learns of it.
 async fn end_stolen_session(app: &App, used: &Used, client: IpAddr) -> sqlx::Result<()> {
     let now = app.clock.now();
     let (user_id, id, reason) = (used.user_id, used.session_id, EndReason::ReplayDetected);

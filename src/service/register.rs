@@ -21,7 +21,7 @@ pub async fn register(
     client: &ClientInfo,
 ) -> Result<(), Error> {
     if !app.config.register_open_roles.contains(role) {
-        // Whoever is not an administrator learns no more than that.
+        // All other clients get this one answer.
         require_admin(app, bearer).await.map_err(|error| match error {
             Error::Database(_) => error,
             _ => Error::RoleNotOpen,

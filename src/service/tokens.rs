@@ -1,4 +1,4 @@
-//! The tokens that a sign-in or a refresh hands out.
+//! The tokens that a login or a refresh issues.
 
 use chrono::{DateTime, Utc};
 
@@ -56,7 +56,7 @@ impl IssuedSession {
         }
     }
 
-    /// By which it is found if the client cannot be told of it.
+    /// Its key, for the case that the client is not told of it.
     pub(super) fn opened(&self) -> OpenedSession {
         OpenedSession { id: self.session_id, jti: self.jti.clone() }
     }

@@ -45,7 +45,7 @@ pub async fn create(
     created.ok_or(Error::EmailTaken)
 }
 
-/// Gives a user another role. Access tokens that are out keep the old one until they expire.
+/// Gives a user another role. Access tokens that were issued keep the old one until they expire.
 pub async fn set_role(pool: &PgPool, actor: Actor, id: UserId, role: &Role, now: DateTime<Utc>) -> Result<User, Error> {
     let changed = db::certain::execute(pool, |mut connection, _| async move {
         db::users::set_role(&mut connection, id, role, now).await
@@ -60,7 +60,7 @@ pub async fn delete(pool: &PgPool, actor: Actor, id: UserId, now: DateTime<Utc>)
         db::sign_out::end_all(&mut transaction, id, Except::Nothing, EndReason::UserDeleted, now).await?;
         match db::users::delete(&mut transaction, id).await? {
             Change::Done(()) => transaction.commit().await.map(Change::Done),
-            // A user who is gone now was there before.
+            // An earlier attempt deleted the user.
             Change::NoSuchUser if again => Ok(Change::Done(())),
             refused => Ok(refused),
         }

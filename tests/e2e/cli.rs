@@ -107,7 +107,7 @@ async fn what_is_no_address_or_no_password_is_a_mistake_of_the_caller() {
     short.assert(2, "");
     let nobody = scene.run(&["user", "set-role", "--email", "nobody@example.com", "--role", "admin"], "");
     nobody.assert(1, "");
-    assert_eq!(nobody.complaint, "auth: nobody has the address nobody@example.com\n");
+    assert_eq!(nobody.complaint, "auth: no user has the address nobody@example.com\n");
 }
 
 #[tokio::test]
