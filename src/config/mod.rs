@@ -8,6 +8,7 @@ mod dsn;
 mod given;
 mod secret;
 mod settings;
+mod values;
 
 pub use dsn::Dsn;
 pub use given::{ConfigError, Given, Settings, without_byte_order_mark};
