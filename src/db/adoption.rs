@@ -7,7 +7,7 @@ use sqlx::error::DatabaseError;
 use sqlx::{Connection, PgConnection};
 
 use super::MIGRATOR;
-use super::migrations::{SchemaError, in_our_schema};
+use super::schema::{SchemaError, in_our_schema};
 
 /// Columns the two inherited tables must have, with the types they may have (ids were 32-bit once), and for texts how
 /// long they must be able to be.

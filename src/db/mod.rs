@@ -10,6 +10,7 @@ pub mod cleanup;
 pub mod migrations;
 mod pools;
 pub mod refresh_tokens;
+pub mod schema;
 pub mod sessions;
 pub mod sign_out;
 pub mod throttle;

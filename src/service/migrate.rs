@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 
-pub use crate::db::migrations::{Pending, SchemaError};
+pub use crate::db::migrations::Pending;
+pub use crate::db::schema::SchemaError;
 use crate::db::{self, migrations};
 
 /// How long a starting service waits for its database.

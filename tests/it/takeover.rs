@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 
 use auth::clock::Clock;
-use auth::db::migrations::{self, SchemaError};
+use auth::db::migrations;
+use auth::db::schema::SchemaError;
 use axum::http::{Method, StatusCode};
 use chrono::{NaiveDateTime, TimeDelta};
 use serde_json::{Value, json};
