@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use sqlx::error::DatabaseError;
 
+pub use crate::db::database_message;
 use crate::domain::session::EndReason;
 use crate::domain::tokens::TokenError;
 use crate::passwords::pool::Overloaded;
@@ -44,10 +45,10 @@ pub enum Error {
     #[error("the last administrator")]
     LastAdmin,
     /// A user is to be deleted to whom a row of another table refers.
-    #[error("other data still refers to this user: {0}")]
+    #[error("other data still refers to this user: {}", database_message(.0))]
     StillReferenced(#[source] Arc<sqlx::Error>),
     /// The database refuses a write, and would refuse it again: the data (class 22 or 23) or the privilege (42501).
-    #[error("the database refuses this change: {0}")]
+    #[error("the database refuses this change: {}", database_message(.0))]
     RefusedByDatabase(#[source] Arc<sqlx::Error>),
     /// Too many failed logins or registrations; one more fits after this long.
     #[error("throttled")]

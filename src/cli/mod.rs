@@ -17,7 +17,7 @@ use crate::clock::Clock;
 use crate::config::{Config, ConfigError, DatabaseSettings, Given, HistorySettings, ListenSettings};
 use crate::domain::email::Email;
 use crate::domain::role::Role;
-use crate::error::Error;
+use crate::error::{Error, database_message};
 use crate::service::cleanup;
 use crate::service::migrate::SchemaError;
 use crate::service::users::User;
@@ -118,7 +118,7 @@ impl CliError {
 
 fn sentence(error: &Error) -> String {
     match error {
-        Error::Database(cause) => format!("the database failed: {cause}"),
+        Error::Database(cause) => format!("the database failed: {}", database_message(cause)),
         error => error.to_string(),
     }
 }

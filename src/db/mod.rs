@@ -18,6 +18,8 @@ mod timestamp;
 pub mod unanswered;
 pub mod users;
 
+use std::borrow::Cow;
+
 use chrono::{DateTime, Utc};
 pub use pools::{command_pool, pool, refresh_pool};
 
@@ -25,6 +27,11 @@ use sqlx::{PgConnection, PgExecutor};
 
 /// Embedded migrations; their table is named in `sqlx.toml`.
 pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
+
+/// What the database says. To that, sqlx adds the line of the server's source code.
+pub fn database_message(error: &sqlx::Error) -> Cow<'_, str> {
+    error.as_database_error().map_or_else(|| error.to_string().into(), |error| error.message().into())
+}
 
 /// The server's time. Used to set our clock by, and for nothing else.
 pub async fn now(connection: &mut PgConnection) -> sqlx::Result<DateTime<Utc>> {

@@ -6,6 +6,8 @@
 use sqlx::PgConnection;
 use sqlx::migrate::MigrateError;
 
+use super::database_message;
+
 /// Why the database was left alone.
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
@@ -26,10 +28,20 @@ pub enum SchemaError {
     OtherSchema { table: String, found: String, first: String },
     #[error("no schema of the search path exists; set one, for example by `ALTER ROLE ... SET search_path`")]
     NoSchema,
-    #[error(transparent)]
+    #[error("{}", migration_message(.0))]
     Migrate(#[from] MigrateError),
-    #[error(transparent)]
+    #[error("the database failed: {}", database_message(.0))]
     Database(#[from] sqlx::Error),
+}
+
+fn migration_message(error: &MigrateError) -> String {
+    match error {
+        MigrateError::Execute(cause) => format!("while executing migrations: {}", database_message(cause)),
+        MigrateError::ExecuteMigration(cause, version) => {
+            format!("while executing migration {version}: {}", database_message(cause))
+        }
+        error => error.to_string(),
+    }
 }
 
 /// Whether the schema for new tables has the table. Fails where only a later schema of the search path has it.

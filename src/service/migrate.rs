@@ -55,7 +55,7 @@ async fn connect_at_start(options: &PgConnectOptions) -> Result<sqlx::PgConnecti
         if !(starting || unreachable) || tokio::time::Instant::now() + pause > deadline {
             return Err(error.into());
         }
-        tracing::warn!(%error, "waiting for the database");
+        tracing::warn!(error = %db::database_message(&error), "waiting for the database");
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(3));
     }

@@ -109,6 +109,19 @@ async fn a_start_that_finds_a_removed_setting_says_so_once_and_goes_on() {
     }
 }
 
+#[tokio::test]
+async fn what_the_database_says_is_printed_without_the_line_of_its_source() {
+    let database = Database::create().await;
+    let dsn = format!("{}_gone", database.dsn());
+    for arguments in [&["migrate"][..], &["serve", "--app-env=development"], &["cleanup"]] {
+        let (code, _, complaint) =
+            finish(auth().args(arguments).env("POSTGRES_DSN", &dsn), "", Duration::from_secs(30));
+        assert_eq!(code, 1, "{complaint}");
+        let sentence = complaint.strip_prefix("auth: the database failed: database \"").unwrap_or_default();
+        assert!(sentence.ends_with("_gone\" does not exist\n"), "{arguments:?}: {complaint}");
+    }
+}
+
 /// Every setting's default, as `auth serve --help` states it; empty where it states none.
 fn defaults_in_help() -> BTreeMap<String, String> {
     let (code, help, complaint) = finish(auth().args(["serve", "--help"]), "", Duration::from_secs(30));
