@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::coalesce::Coalescer;
@@ -49,6 +50,8 @@ pub struct Parts {
     pub tokens: TokenKeys,
     pub hasher: Hasher,
     pub metrics: Metrics,
+    /// Cancelled when the process has been asked to stop, before it accepts no further connection.
+    pub stopping: CancellationToken,
 }
 
 impl std::ops::Deref for App {
@@ -120,6 +123,7 @@ impl App {
             tokens,
             hasher,
             metrics,
+            stopping: CancellationToken::new(),
         })))
     }
 }

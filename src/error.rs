@@ -56,6 +56,9 @@ pub enum Error {
     /// The queue for hashing is full, or there are too many connections; there may be room again after this long.
     #[error("too busy")]
     Busy(Duration),
+    /// The process has been asked to stop.
+    #[error("stopping")]
+    Stopping,
     /// The database failed or cannot be reached.
     #[error("database failure")]
     Database(#[source] Arc<sqlx::Error>),

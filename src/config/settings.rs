@@ -117,7 +117,11 @@ pub struct Config {
     #[arg(env, default_value = "10000", value_name = "COUNT", help_heading = "Service",
         value_parser = whole(1..=1_000_000_usize))]
     pub max_connections: usize,
-    /// Time for requests in flight after SIGTERM
+    /// Time after SIGTERM in which requests are still accepted, for gateways to notice
+    #[arg(env = "SHUTDOWN_DELAY_SECONDS", default_value = "0", value_name = "SECONDS", help_heading = "Service",
+        value_parser = whole(0..=300).map(Duration::from_secs))]
+    pub shutdown_delay: Duration,
+    /// Time for requests in flight after that
     #[arg(env = "SHUTDOWN_GRACE_SECONDS", default_value = "20", value_name = "SECONDS", help_heading = "Service",
         value_parser = whole(0..=600).map(Duration::from_secs))]
     pub shutdown_grace: Duration,

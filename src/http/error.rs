@@ -115,6 +115,7 @@ fn service(error: &Error) -> Refusal {
         }
         Error::Throttled(wait) => retry(StatusCode::TOO_MANY_REQUESTS, "Too many attempts, try again later", *wait),
         Error::Busy(wait) => retry(StatusCode::SERVICE_UNAVAILABLE, "Service busy, try again later", *wait),
+        Error::Stopping => retry(StatusCode::SERVICE_UNAVAILABLE, "Shutting down", Duration::from_secs(1)),
         Error::Database(_) => {
             tracing::error!(error = error.source(), "the database failed");
             retry(StatusCode::SERVICE_UNAVAILABLE, "Service unavailable, try again later", DATABASE_RETRY)

@@ -22,13 +22,14 @@ pub(super) struct Info {
     version: &'static str,
 }
 
-/// The process is up
+/// The process is up and accepts requests
 ///
 /// Never touches the database.
 #[utoipa::path(get, path = "/auth/health", tag = "operation",
     responses((status = 200, description = "Up", body = Status), Unavailable))]
-pub(super) async fn health() -> Json<Status> {
-    Json(Status { status: "ok" })
+pub(super) async fn health(State(app): State<App>) -> Result<Json<Status>, ApiError> {
+    service::accepting(&app)?;
+    Ok(Json(Status { status: "ok" }))
 }
 
 /// The service can do its work

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use axum::body::HttpBody as _;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
     X_FRAME_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
@@ -52,6 +52,10 @@ pub(super) async fn observe(State(app): State<App>, request: Request, next: Next
         answer.unwrap_or_else(|_elapsed| ApiError::TimedOut.into_response())
     };
     add_headers(response.headers_mut(), record.id.clone());
+    if record.app.stopping.is_cancelled() {
+        // A gateway that kept the connection could send a request just when it is closed.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     record.record(response.status().as_u16(), response_bytes(&response));
     response
 }

@@ -43,8 +43,8 @@ pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Serves until `shutdown` is done, then finishes what is in flight. Returns whether all of it was finished in the time
-/// the configuration gives.
+/// Serves until `shutdown` is done and for the time in which gateways notice, then finishes what is in flight. Returns
+/// whether all of it was finished in the time the configuration gives.
 pub async fn serve(app: App, listener: TcpListener, shutdown: impl Future<Output = ()>) -> bool {
     let service = build(app.clone());
     let idle_timeout = IDLE_TIMEOUT.max(app.config.request_timeout);
@@ -52,7 +52,8 @@ pub async fn serve(app: App, listener: TcpListener, shutdown: impl Future<Output
     let (connections, draining) = (TaskTracker::new(), CancellationToken::new());
     let mut end = std::pin::pin!(async {
         shutdown.await;
-        tokio::time::sleep(ACCEPT_GRACE).await;
+        app.stopping.cancel();
+        tokio::time::sleep(ACCEPT_GRACE.max(app.config.shutdown_delay)).await;
     });
     loop {
         let accepted = tokio::select! {

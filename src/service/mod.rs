@@ -34,8 +34,15 @@ pub async fn settle(app: &App) {
     }
 }
 
-/// Whether the service can do its work: no worker is gone, and the database answers and accepts writes.
+/// Whether the service accepts requests: it has not been asked to stop.
+pub fn accepting(app: &App) -> Result<(), Error> {
+    if app.stopping.is_cancelled() { Err(Error::Stopping) } else { Ok(()) }
+}
+
+/// Whether the service can do its work: it accepts requests, no worker is gone, and the database answers and accepts
+/// writes.
 pub async fn ready(app: &App) -> Result<(), Error> {
+    accepting(app)?;
     if !app.has_all_workers() {
         return Err(sqlx::Error::WorkerCrashed.into());
     }

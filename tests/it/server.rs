@@ -8,9 +8,9 @@ use auth::http;
 use sqlx::PgPool;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::support::TestApp;
 
@@ -24,7 +24,7 @@ const LARGE: &str = "GET /auth/docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: auth\
 struct Running {
     app: App,
     address: SocketAddr,
-    stop: oneshot::Sender<()>,
+    stop: CancellationToken,
     ended: JoinHandle<bool>,
 }
 
@@ -37,8 +37,8 @@ impl Running {
         let app = TestApp::with(PgPool::connect_lazy("postgres://unused").unwrap(), flags).app;
         let listener = http::listen(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let address = listener.local_addr().unwrap();
-        let (stop, stopped) = oneshot::channel();
-        let ended = tokio::spawn(http::serve(app.clone(), listener, async move { stopped.await.unwrap() }));
+        let stop = CancellationToken::new();
+        let ended = tokio::spawn(http::serve(app.clone(), listener, stop.clone().cancelled_owned()));
         Self { app, address, stop, ended }
     }
 
@@ -222,6 +222,27 @@ async fn take_probe_place(running: &Running, ip: [u8; 4]) {
     assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
 }
 
+#[tokio::test]
+async fn gateways_are_told_of_the_end_before_connections_are_refused() {
+    let running = Running::with(&["--shutdown-delay-seconds=2"]);
+    let mut kept = running.connect(HEALTH).await;
+    let mut byte = [0];
+    kept.read_exact(&mut byte).await.unwrap();
+    running.stop.cancel();
+    running.app.stopping.cancelled().await;
+    kept.write_all(LOGIN.as_bytes()).await.unwrap();
+    let (answers, _) = rest(kept).await;
+    let (health, login) = answers.split_once(r#"{"status":"ok"}"#).unwrap();
+    assert!(health.starts_with("TTP/1.1 200") && !health.contains("connection: close"), "{health}");
+    assert!(login.starts_with("HTTP/1.1 422") && login.contains("connection: close"), "{login}");
+    for path in ["/auth/health", "/auth/ready"] {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: auth\r\n\r\n");
+        let (answer, _) = rest(running.connect(&request).await).await;
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after: 1"), "{answer}");
+    }
+    assert!(running.ended.await.unwrap());
+}
+
 #[tokio::test(start_paused = true)]
 async fn going_down_waits_for_nobody_who_has_asked_for_nothing() {
     let running = Running::start();
@@ -232,7 +253,7 @@ async fn going_down_waits_for_nobody_who_has_asked_for_nothing() {
     let idle = running.connect(HEALTH).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let started = Instant::now();
-    running.stop.send(()).unwrap();
+    running.stop.cancel();
     assert!(running.ended.await.unwrap(), "something was cut off");
     assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
     assert!(rest(idle).await.0.starts_with("HTTP/1.1 200 "));
