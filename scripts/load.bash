@@ -8,9 +8,8 @@ unset POSTGRES_DSN_FILE DATABASE_URL JWT_SECRET_FILE
 services=() # process ids
 work=       # folder of the run
 
-# prepare_load DIR [PROFILE]: builds, for release unless said, and starts a PostgreSQL with every durability on; sets
-# `work`, `auth`, `load`, `dsn`.
-prepare_load() {
+# build_load DIR [PROFILE]: builds, for release unless said; sets `work`, `auth`, `load`.
+build_load() {
   local profile=${2:-release}
   need_cargo
   need_packages 'command -v psql && command -v pgbench' postgresql postgresql-client
@@ -25,11 +24,54 @@ prepare_load() {
   auth=$target/$profile/auth
   load=$(sed -n 's/.*"executable":"\([^"]*\/load-[^"]*\)".*/\1/p' "$work/build.json" | tail -n 1)
   [ -x "$load" ] || die "cargo did not say where the load generator is."
+}
+
+# prepare_load DIR [PROFILE]: the same, and starts a PostgreSQL with every durability on; sets `dsn` as well.
+prepare_load() {
+  build_load "$@"
   start_database "$(mktemp -d "$target/load-postgres.XXXXXX")" durable
   # It keeps its promises as long as it runs; afterwards nobody needs it.
   echo throwaway >"$database/kind"
   export POSTGRES_DSN=$dsn
   "$auth" migrate >/dev/null
+}
+
+# start_background NAME COMMAND...: sets `started`, its process id. It ends with the services, and logs into a file of the
+# run.
+start_background() {
+  local log=$work/$1.log
+  shift
+  "$@" </dev/null >>"$log" 2>&1 &
+  started=$!
+  services+=("$started")
+}
+
+# until_true SECONDS COMMAND...
+until_true() {
+  local deadline=$((SECONDS + $1))
+  shift
+  until "$@" >/dev/null 2>&1; do
+    [ "$SECONDS" -lt "$deadline" ] || return 1
+    sleep 0.1
+  done
+}
+
+# load_while FILE ADDRESS OPTIONS COMMAND [ARGUMENT...]: refreshes and logins at ADDRESS while COMMAND breaks something.
+# OPTIONS go to the load generator. Prints its report. Fails where somebody is signed out.
+load_while() {
+  local report=$1 at=$2 options=$3 code=0 loading
+  shift 3
+  # shellcheck disable=SC2086  # words
+  "$load" through --address "$at" $options >"$report" &
+  loading=$!
+  services+=("$loading")
+  sleep 5
+  "$@"
+  sleep 3
+  kill -TERM "$loading" 2>/dev/null || true
+  wait "$loading" || code=$?
+  cat "$report"
+  return "$code"
 }
 
 stop_services() {
@@ -60,8 +102,12 @@ free_port() {
 
 # start_service [NAME=VALUE...]: sets `service` (its process id) and `address`. It logs into a file of the run.
 # shellcheck disable=SC2120  # there need not be any
-start_service() {
-  address=127.0.0.1:$(free_port)
+start_service() { start_service_at "127.0.0.1:$(free_port)" "$@"; }
+
+# start_service_at ADDRESS [NAME=VALUE...]: the same at a given address.
+start_service_at() {
+  address=$1
+  shift
   env APP_ENV=production USERS_LIST_ACCESS=public THROTTLE=off LISTEN_ADDR="$address" "$@" \
     "$auth" serve </dev/null >>"$work/service.log" 2>&1 &
   service=$!

@@ -30,6 +30,9 @@ pub(crate) struct Report {
     /// Clients without a pair long after the outage.
     pub(crate) not_back: u64,
     pub(crate) slowest: Duration,
+    /// The longest time in which nobody got a pair.
+    pub(crate) longest_silence: Duration,
+    last_pair: Option<Instant>,
     /// From the end of the outage to the first pair, and to the last client's.
     pub(crate) first_pair: Duration,
     pub(crate) all_back: Duration,
@@ -111,6 +114,8 @@ async fn live(
         let mut report = report();
         report.pairs += 1;
         report.slowest = report.slowest.max(wanted.elapsed());
+        let silence = report.last_pair.replace(Instant::now()).map_or(Duration::ZERO, |last| last.elapsed());
+        report.longest_silence = report.longest_silence.max(silence);
         if let Some(ended) = *ended.borrow() {
             let after = ended.elapsed();
             report.first_pair = if report.first_pair.is_zero() { after } else { report.first_pair.min(after) };

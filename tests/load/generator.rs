@@ -21,6 +21,7 @@ mod requests;
 mod seed;
 mod start;
 mod stats;
+mod through;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -149,6 +150,8 @@ enum Command {
     },
     /// Many tabs on a bad network
     Drill(drill::Drill),
+    /// Refreshes and logins through whatever a script breaks meanwhile, until SIGTERM
+    Through(through::Through),
 }
 
 fn main() -> ExitCode {
@@ -189,6 +192,7 @@ fn run(command: Command) -> Outcome<ExitCode> {
         Command::Start { address, runs, command } => start::measure(address, runs, &command)?,
         Command::Report { results, markdown, chart } => report::write(&results, &markdown, &chart)?,
         Command::Drill(drill) => return runtime.block_on(drill.run()),
+        Command::Through(through) => return runtime.block_on(through.run()),
     }
     Ok(ExitCode::SUCCESS)
 }

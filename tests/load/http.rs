@@ -27,7 +27,7 @@ pub(crate) struct Answer<'a> {
 }
 
 impl Answer<'_> {
-    /// The value of a header, given in lower case.
+    /// The value of a header.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         header(self.head, name)
     }
@@ -133,10 +133,11 @@ impl Whole {
     }
 }
 
-/// The service writes the names of headers in lower case.
 fn header<'a>(head: &'a [u8], name: &str) -> Option<&'a str> {
     head.split(|&byte| byte == b'\n').find_map(|line| {
-        let value = line.strip_prefix(name.as_bytes())?.strip_prefix(b":")?;
+        let (_, value) =
+            line.split_at_checked(name.len()).filter(|(start, _)| start.eq_ignore_ascii_case(name.as_bytes()))?;
+        let value = value.strip_prefix(b":")?;
         std::str::from_utf8(value).ok().map(str::trim)
     })
 }
