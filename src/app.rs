@@ -38,6 +38,7 @@ pub struct Parts {
     pub config: Config,
     pub clock: Clock,
     pub db: PgPool,
+    pub refresh_db: PgPool,
     // Concurrent calls of each kind are batched into one statement.
     pub account_lookups: Batcher<Lookup>,
     pub session_inserts: Batcher<NewSession>,
@@ -117,6 +118,7 @@ impl App {
             unanswered_refreshes: Unanswered::new(db.clone()),
             unanswered_logins: Unanswered::new(db.clone()),
             db,
+            refresh_db: refresh_pool.clone(),
             account_lookups,
             session_inserts,
             token_rotations,

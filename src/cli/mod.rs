@@ -153,7 +153,7 @@ fn refuse_secrets_on_the_command_line(command: &clap::Command, matches: &ArgMatc
 
 async fn execute(command: Command) -> Result<ExitCode, CliError> {
     match command {
-        Command::Serve { no_migrate, settings } => serve::run(settings.resolve()?, no_migrate).await?,
+        Command::Serve { no_migrate, settings } => serve::run(&settings, no_migrate).await?,
         Command::Migrate { dry_run, database } => tokio::select! {
             outcome = migrate(&database, dry_run) => outcome?,
             () = serve::shutdown_signal()? => return Err(CliError::Failed("interrupted: a migration that was not finished has left nothing".to_owned())),

@@ -3,11 +3,12 @@
 use super::CliError;
 use crate::app::App;
 use crate::clock::Clock;
-use crate::config::{Config, Environment};
-use crate::service::{cleanup, clock, migrate};
+use crate::config::{Config, DatabaseSettings, Environment, Given};
+use crate::service::{cleanup, clock, credentials, migrate};
 use crate::{http, service, telemetry};
 
-pub(super) async fn run(config: Config, no_migrate: bool) -> Result<(), CliError> {
+pub(super) async fn run(settings: &Given<Config>, no_migrate: bool) -> Result<(), CliError> {
+    let config = settings.resolve()?;
     let _log = telemetry::init(config.log_format, &config.log_level)
         .map_err(|error| CliError::Failed(format!("cannot log: {error}")))?;
     for warning in config.warnings() {
@@ -30,6 +31,10 @@ pub(super) async fn run(config: Config, no_migrate: bool) -> Result<(), CliError
         tracing::warn!(error = &error as &dyn std::error::Error, "could not compare the clock with the database's");
     }
     tokio::spawn(clock::follow(app.clone()));
+    let database = settings.part::<DatabaseSettings>();
+    if database.has_files() {
+        tokio::spawn(credentials::follow(app.clone(), database));
+    }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         address = %listener.local_addr()?,

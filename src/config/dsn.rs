@@ -53,7 +53,7 @@ impl Dsn {
         parameters.finish()
     }
 
-    /// These options with the user and the password of this address.
+    /// These options with the user and the password of this address. Without a password in it, theirs stays.
     #[must_use]
     pub fn with_credentials(&self, options: PgConnectOptions) -> PgConnectOptions {
         let options = options.username(self.options.get_username());
@@ -258,6 +258,7 @@ impl fmt::Debug for Dsn {
 
 #[cfg(test)]
 mod tests {
+    use sqlx::ConnectOptions;
     use sqlx::postgres::PgSslMode;
 
     use super::*;
@@ -330,6 +331,15 @@ mod tests {
             assert!(problem.starts_with(sentence), "{text} {problem}");
             assert!(!problem.contains("secr"), "{text} {problem}");
         }
+    }
+
+    #[test]
+    fn only_user_and_password_of_another_address_are_taken() {
+        let [former, new] = ["postgres://u:p@h/d", "postgres://v:q@i/e"].map(|text| Dsn::parse(text).unwrap());
+        assert!(!new.has_credentials_of(&former) && new.has_credentials_of(&new.clone()));
+        assert!(!Dsn::parse("postgres://u:q@h/d").unwrap().has_credentials_of(&former));
+        let url = new.with_credentials(former.options).to_url_lossy();
+        assert!(url.as_str().starts_with("postgres://v:q@h:5432/d"), "{url}");
     }
 
     #[test]

@@ -57,6 +57,17 @@ impl<T: Settings> Given<T> {
         Ok(lines)
     }
 
+    /// The same texts, for some of the settings.
+    pub fn part<U: Settings>(&self) -> Given<U> {
+        Given { texts: self.texts.clone(), settings: PhantomData }
+    }
+
+    /// Whether a value comes from a file, so that [`resolve`](Self::resolve) may find another one later.
+    pub fn has_files(&self) -> bool {
+        let file = |name: String| self.texts.contains_key(&format!("{name}_FILE"));
+        declared::<T>().any(|setting| is_secret(&setting) && names(&setting).any(file))
+    }
+
     fn read(&self) -> Result<(T, ArgMatches), ConfigError> {
         let mut problems = Vec::new();
         let mut flags = Vec::new();

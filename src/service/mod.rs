@@ -4,6 +4,7 @@ pub mod audit;
 pub mod bearer;
 pub mod cleanup;
 pub mod clock;
+pub mod credentials;
 pub mod login;
 pub mod logout;
 pub mod migrate;

@@ -1,8 +1,14 @@
 //! A start with wrong settings, and what the README says of the right ones.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    time::{Duration, Instant},
+};
 
-use crate::stack::{Database, Service, auth, finish};
+use serde_json::json;
+
+use crate::stack::{Database, Service, auth, finish, get, post, scratch};
 
 #[test]
 fn every_mistake_in_the_configuration_is_named_at_once() {
@@ -120,6 +126,29 @@ async fn what_the_database_says_is_printed_without_the_line_of_its_source() {
         let sentence = complaint.strip_prefix("auth: the database failed: database \"").unwrap_or_default();
         assert!(sentence.ends_with("_gone\" does not exist\n"), "{arguments:?}: {complaint}");
     }
+}
+
+#[tokio::test]
+async fn a_new_password_of_the_database_is_read_from_the_file_without_a_restart() {
+    let database = Database::create().await;
+    let file = scratch("dsn", "txt");
+    std::fs::write(&file, database.create_role().await).expect("the file can be written");
+    let service = Service::start_with("", &[("POSTGRES_DSN_FILE", file.to_str().expect("a plain path"))]).await;
+    let account = json!({"email": "cust@example.com", "password": "Cust-pass1"});
+    assert_eq!(post(&service.url("/auth/register"), &account).await.status, 201);
+    let login = post(&service.url("/auth/login"), &account).await;
+    let refresh = json!({"refresh_token": login.text("refresh_token")});
+    let rotated = post(&service.url("/auth/refresh"), &refresh).await;
+    let refresh = json!({"refresh_token": rotated.text("refresh_token")});
+
+    std::fs::write(&file, database.change_password().await).expect("the file can be written");
+    let begin = Instant::now();
+    while get(&service.url("/auth/ready")).await.status != 200 {
+        assert!(begin.elapsed() < Duration::from_secs(20), "the former password is still used:\n{}", service.log());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let rotated = post(&service.url("/auth/refresh"), &refresh).await;
+    assert_eq!(rotated.status, 200, "{rotated:?}\n{}", service.log());
 }
 
 /// Every setting's default, as `auth serve --help` states it; empty where it states none.

@@ -83,6 +83,29 @@ impl Database {
         dsn(&self.options())
     }
 
+    /// Makes a role that can make tables here, and returns the DSN with its password. It is dropped with the database.
+    pub(crate) async fn create_role(&self) -> String {
+        let role = self.role();
+        let statement = format!("CREATE ROLE {role} LOGIN PASSWORD 'former'; GRANT CREATE ON SCHEMA public TO {role}");
+        execute(&self.options(), statement).await;
+        dsn(&self.options().username(&role).password("former"))
+    }
+
+    /// Changes the role's password, ends its connections, and returns the DSN with the new password.
+    pub(crate) async fn change_password(&self) -> String {
+        let role = self.role();
+        let statement = format!(
+            "ALTER ROLE {role} PASSWORD 'new';
+             SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = '{role}'"
+        );
+        execute(&self.options(), statement).await;
+        dsn(&self.options().username(&role).password("new"))
+    }
+
+    fn role(&self) -> String {
+        format!("{}_role", self.name)
+    }
+
     /// A line to the database that can be cut, and the DSN that leads through it.
     pub(crate) async fn line(&self) -> (Forwarder, String) {
         let line = Forwarder::to(self.server.get_host(), self.server.get_port()).await;
@@ -109,14 +132,16 @@ async fn execute(server: &PgConnectOptions, statement: String) {
 impl Drop for Database {
     fn drop(&mut self) {
         let server = self.server.clone();
-        let statement = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name);
+        let database = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name);
+        let role = format!("DROP ROLE IF EXISTS {}", self.role());
         // A test may be at its end inside a runtime, where nothing can be waited for.
         let _ = thread::spawn(move || {
-            tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .expect("a runtime starts")
-                .block_on(execute(&server, statement));
+            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts").block_on(
+                async {
+                    execute(&server, database).await;
+                    execute(&server, role).await;
+                },
+            );
         })
         .join();
     }
