@@ -10,14 +10,18 @@ async fn connections_stop_short_of_the_limit_of_open_files() {
     // A gateway may take all places.
     let settings = [("TRUSTED_PROXIES", "127.0.0.1")];
     let service = Service::start_with_open_files(&database.dsn(), 200, &settings).await;
-    let crowd: Vec<_> = (0..300).map(|_| TcpStream::connect(service.address).expect("the backlog has room")).collect();
+    let connect = |_| TcpStream::connect(service.address).expect("the backlog has room");
+    let mut crowd: Vec<_> = (0..300).map(connect).collect();
     // There is a place for a probe, and a connection to the database for what it asks.
-    let probe = reqwest::Client::builder().no_proxy().local_address("127.0.0.2".parse().ok());
-    let probe = probe.build().expect("a client can be built");
-    let answer = probe.get(service.url("/auth/ready")).send().await.expect("the service answers");
-    assert_eq!(answer.status(), 200);
-    let answer = probe.get(service.url("/users/")).send().await.expect("the service answers");
-    assert_eq!(answer.status(), 503);
+    let ask = async |path: &str| {
+        let client = reqwest::Client::builder().no_proxy().local_address("127.0.0.2".parse().ok());
+        let client = client.build().expect("a client can be built");
+        client.get(service.url(path)).send().await.expect("the service answers").status()
+    };
+    assert_eq!(ask("/auth/ready").await, 200);
+    // The place of the client that waited for the start is free by now.
+    crowd.extend((0..20).map(connect));
+    assert_eq!(ask("/users/").await, 503);
     drop(crowd);
     let log = service.log();
     assert!(log.contains("MAX_CONNECTIONS is more than the limit of open files allows"), "{log}");

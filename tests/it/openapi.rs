@@ -60,6 +60,7 @@ fn every_refusal_has_an_example_of_its_own() {
                 ("403", _) => json!("Not permitted"),
                 ("404", _) => json!("Not Found"),
                 ("409", "/auth/register") => json!("Email already registered"),
+                ("409", _) => json!("The last administrator cannot be deleted or demoted"),
                 ("413", _) => json!("Request body too large"),
                 ("422", _) if operation.get("requestBody").is_some() => {
                     json!([{"type": "missing", "loc": ["body"], "msg": "Field required", "input": null}])
