@@ -24,7 +24,8 @@ async fn no_odd_request_meets_a_failure_or_an_answer_that_is_not_described() {
                 "--checks",
                 "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance",
             ])
-            .args(["--max-time", &BUDGET.to_string(), "--request-timeout", "20", "--workers", "2"])
+            // One worker: Python 3.11's `ast`, which it uses, fails now and then in two threads at once.
+            .args(["--max-time", &BUDGET.to_string(), "--request-timeout", "20", "--workers", "1"])
             .args(["--generation-deterministic", "--continue-on-failure"])
             .args(["--suppress-health-check", "all", "--warnings", "off", "--no-color"])
             .env("SCHEMATHESIS_HOOKS", Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e/odd_requests.py"))
