@@ -1,6 +1,7 @@
 //! What handlers and commands are given: connections, clock, keys, password hasher, settings.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
@@ -111,12 +112,14 @@ impl App {
         let session_inserts = Batcher::start(&db, LOGIN_WORKERS, max_batch);
         let workers = refresh_pool.options().get_max_connections();
         let token_rotations = Batcher::start(refresh_pool, workers, max_batch);
+        let unanswered_refreshes = Unanswered::new(db.clone(), config.request_timeout);
         Ok(Self(Arc::new(Parts {
             config,
             clock,
             refreshes: Coalescer::default(),
-            unanswered_refreshes: Unanswered::new(db.clone()),
-            unanswered_logins: Unanswered::new(db.clone()),
+            unanswered_refreshes,
+            // A session without its tokens is of no use to the client, however short it waited.
+            unanswered_logins: Unanswered::new(db.clone(), Duration::ZERO),
             db,
             refresh_db: refresh_pool.clone(),
             account_lookups,

@@ -1,6 +1,6 @@
 //! Writes whose callers were not told what became of them.
 //!
-//! A request that is answered 503, or whose client goes away, may be executed all the same: its connection to the
+//! A request that is answered 503, or whose client gives up waiting, may be executed all the same: its connection to the
 //! database broke behind the commit, or the database stood still and went on. Its client holds nothing of what was
 //! made, and its next attempt must not be refused because of it. So each such write is settled as soon as the
 //! database answers: its effect on the next attempt of the client is removed.
@@ -29,7 +29,13 @@ use super::certain;
 const STATEMENT_LIFETIME: Duration = Duration::from_secs(30);
 /// The pause until writes are settled once more.
 const PAUSE: Duration = Duration::from_millis(500);
-/// Writes that are remembered; the first ones, which were under way when the database went.
+/// A client that goes away sooner was not kept waiting by a failure, and its answer may have arrived. Its write is only
+/// remembered for a moment, for a request that waited for the same decision, and never settled: else a client could choose by
+/// closing its connection that its write has no effect.
+const MIN_WAIT: Duration = Duration::from_secs(2);
+/// How long such a write is remembered.
+const MOMENT: Duration = Duration::from_secs(5);
+/// Writes that are remembered, of which half are kept free for those that will be settled; the first ones, which were under way when the database went.
 const CAPACITY: usize = 8192;
 
 /// A write whose effect on its client can be removed afterwards, in one statement with others.
@@ -48,14 +54,22 @@ pub struct Unanswered<W>(Arc<Shared<W>>);
 #[derive(Debug)]
 struct Shared<W> {
     pool: PgPool,
+    min_wait: Duration,
     list: Mutex<List<W>>,
 }
 
 #[derive(Debug)]
 struct List<W> {
-    writes: VecDeque<(Instant, Arc<W>)>,
+    writes: VecDeque<Remembered<W>>,
     /// Whether a task is settling them.
     settling: bool,
+}
+
+#[derive(Debug)]
+struct Remembered<W> {
+    write: Arc<W>,
+    since: Instant,
+    settled: bool,
 }
 
 /// A write that has no answer yet.
@@ -63,19 +77,20 @@ struct List<W> {
 #[must_use = "dropping it means that there was no answer"]
 pub struct Expected<W: Settle> {
     write: Option<W>,
+    since: Instant,
     unanswered: Unanswered<W>,
 }
 
 impl<W: Settle> Unanswered<W> {
     #[must_use]
-    pub fn new(pool: PgPool) -> Self {
+    pub fn new(pool: PgPool, request_timeout: Duration) -> Self {
         let list = Mutex::new(List { writes: VecDeque::new(), settling: false });
-        Self(Arc::new(Shared { pool, list }))
+        Self(Arc::new(Shared { pool, min_wait: MIN_WAIT.min(request_timeout / 2), list }))
     }
 
     /// Announces a write. Unless its guard is told of an answer, it will be settled.
     pub fn expect(&self, write: W) -> Expected<W> {
-        Expected { write: Some(write), unanswered: Self(Arc::clone(&self.0)) }
+        Expected { write: Some(write), since: Instant::now(), unanswered: Self(Arc::clone(&self.0)) }
     }
 
     /// Whether the client of this write had no answer.
@@ -83,32 +98,32 @@ impl<W: Settle> Unanswered<W> {
     where
         W: PartialEq,
     {
-        self.list().writes.iter().any(|(_, unanswered)| **unanswered == *write)
+        self.list().writes.iter().any(|remembered| *remembered.write == *write)
     }
 
     /// Settles what is left, before the process ends.
     pub async fn settle(&self) -> sqlx::Result<()> {
-        let writes: Vec<Arc<W>> = self.list().writes.iter().map(|(_, write)| Arc::clone(write)).collect();
-        if writes.is_empty() {
-            return Ok(());
-        }
+        let settled = |remembered: &&Remembered<W>| remembered.settled;
+        let writes: Vec<Arc<W>> =
+            self.list().writes.iter().filter(settled).map(|remembered| Arc::clone(&remembered.write)).collect();
         let (began, writes) = (Instant::now(), &writes);
-        certain::execute(&self.0.pool, |mut connection, _| async move { W::settle(&mut connection, writes).await })
-            .await?;
-        // In the order in which they came.
-        let mut list = self.list();
-        while list.writes.front().is_some_and(|(at, _)| *at + STATEMENT_LIFETIME < began) {
-            list.writes.pop_front();
+        if !writes.is_empty() {
+            certain::execute(&self.0.pool, |mut connection, _| async move { W::settle(&mut connection, writes).await })
+                .await?;
         }
+        self.list().writes.retain(|remembered| {
+            let lifetime = if remembered.settled { STATEMENT_LIFETIME } else { MOMENT };
+            remembered.since + lifetime >= began
+        });
         Ok(())
     }
 
-    fn add(&self, write: W) {
+    fn add(&self, write: W, settled: bool) {
         let mut list = self.list();
-        if list.writes.len() == CAPACITY {
+        if list.writes.len() >= if settled { CAPACITY } else { CAPACITY / 2 } {
             return;
         }
-        list.writes.push_back((Instant::now(), Arc::new(write)));
+        list.writes.push_back(Remembered { write: Arc::new(write), since: Instant::now(), settled });
         if !list.settling
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
@@ -145,12 +160,20 @@ impl<W: Settle> Expected<W> {
     pub fn answered(mut self) {
         self.write = None;
     }
+
+    /// The client is told of a failure.
+    pub fn failed(mut self) {
+        if let Some(write) = self.write.take() {
+            self.unanswered.add(write, true);
+        }
+    }
 }
 
 impl<W: Settle> Drop for Expected<W> {
     fn drop(&mut self) {
         if let Some(write) = self.write.take() {
-            self.unanswered.add(write);
+            let gave_up_waiting = self.since.elapsed() >= self.unanswered.0.min_wait;
+            self.unanswered.add(write, gave_up_waiting);
         }
     }
 }

@@ -134,7 +134,10 @@ async fn rotate(app: &App, presented: RefreshClaims, client: ClientInfo, now: Da
             return Ok(Outcome::Rotated(TokenPair { access, refresh: successor }));
         }
         Ok(Decision::Refused { overlapped }) => overlapped,
-        Err(error @ BatchError::InDoubt(_)) => return Err(error.into()),
+        Err(error @ BatchError::InDoubt(_)) => {
+            answer.failed();
+            return Err(error.into());
+        }
         Err(error) => {
             answer.answered();
             return Err(error.into());
