@@ -98,13 +98,18 @@ impl FromRequestParts<App> for ClientInfo {
 fn client_address(parts: &Parts, app: &App) -> IpAddr {
     // Only a request that came through no socket has no peer.
     let peer = parts.extensions.get::<Peer>().map_or(IpAddr::from([127, 0, 0, 1]), |peer| peer.0.ip());
-    let values: Vec<&str> =
-        parts.headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok()).collect();
+    // Each entry by itself, so that one that is no text does not hide those that a proxy has added. Empty ones do not
+    // count (RFC 9110 §5.6.1.2).
+    let lines = parts.headers.get_all("x-forwarded-for").iter();
+    let entries: Vec<&[u8]> = lines
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .filter(|entry| !entry.trim_ascii().is_empty())
+        .collect();
     let proxies = &app.config.trusted_proxies;
-    if !values.is_empty() && proxies.distrusts(peer) {
+    if !entries.is_empty() && proxies.distrusts(peer) {
         warn_once_of_untrusted_proxy(peer);
     }
-    proxies.client_address(peer, values.iter().flat_map(|value| value.split(',')))
+    proxies.client_address(peer, entries.iter().map(|entry| std::str::from_utf8(entry).unwrap_or_default()))
 }
 
 /// Behind a proxy that is not trusted, all clients look like one and share one throttle.

@@ -156,10 +156,12 @@ async fn the_address_is_read_from_the_right_past_trusted_proxies(pool: PgPool) {
         (&trusting, "6.6.6.6, 203.0.113.9, 10.0.0.1", "203.0.113.9/32"),
         (&trusting, "203.0.113.9", "203.0.113.9/32"),
         (&trusting, "2001:db8::7", "2001:db8::7/128"),
-        (&trusting, "rubbish", "127.0.0.1/32"),
+        (&trusting, "no-address", "127.0.0.1/32"),
+        (&trusting, "\u{e9}, 203.0.113.9", "203.0.113.9/32"),
+        (&trusting, "6.6.6.6, 203.0.113.9,", "203.0.113.9/32"),
         (&doubting, "203.0.113.9", "127.0.0.1/32"),
     ] {
-        let request = Request::post("/auth/login").header("x-forwarded-for", forwarded);
+        let request = Request::post("/auth/login").header("x-forwarded-for", forwarded.as_bytes());
         let body = json!({"email": "cust@example.com", "password": PASSWORD}).to_string();
         let tokens = pair(&app.send(request.body(Body::from(body)).unwrap()).await);
         let query = sqlx::query_scalar::<_, IpNet>("SELECT ip FROM sessions WHERE id = $1").bind(tokens.session());
