@@ -6,8 +6,9 @@
 //! database answers: its effect on the next attempt of the client is removed.
 //!
 //! Why this is sound. Of a write, this process knows whether it has answered. [`Unanswered::expect`] is called before
-//! the write is sent, and its guard is told when there is an answer; a guard that is dropped before that, for whatever
-//! reason, leaves its write here. The server then is in one of these states:
+//! the write is sent, and its guard is told when there is an answer, or a failure. A guard that is dropped before that belongs
+//! to a request that ran out of time or whose client went away, and leaves its write here too; if it had not waited long
+//! ([`MIN_WAIT`]), for a moment only. The server then is in one of these states:
 //! - **The write never arrived, or was rolled back.** Settling it changes nothing.
 //! - **It was committed.** Settling removes its effect on the client.
 //! - **It is still under way**, behind a lock or in a process that was stopped, and may be committed later. Settling
@@ -29,13 +30,14 @@ use super::certain;
 const STATEMENT_LIFETIME: Duration = Duration::from_secs(30);
 /// The pause until writes are settled once more.
 const PAUSE: Duration = Duration::from_millis(500);
-/// A client that goes away sooner was not kept waiting by a failure, and its answer may have arrived. Its write is only
-/// remembered for a moment, for a request that waited for the same decision, and never settled: else a client could choose by
-/// closing its connection that its write has no effect.
+/// A client that goes away sooner was not kept waiting by a failure, and its answer may have arrived. Its write is
+/// remembered for a moment, for a request that waited for the same decision, and never settled. Otherwise a client could
+/// choose, by closing its connection, that its write has no effect.
 const MIN_WAIT: Duration = Duration::from_secs(2);
 /// How long such a write is remembered.
 const MOMENT: Duration = Duration::from_secs(5);
-/// Writes that are remembered, of which half are kept free for those that will be settled; the first ones, which were under way when the database went.
+/// Writes that are remembered: the first ones, which were under way when the database went. Half of the places are for
+/// those that are to be settled.
 const CAPACITY: usize = 8192;
 
 /// A write whose effect on its client can be removed afterwards, in one statement with others.
@@ -69,7 +71,7 @@ struct List<W> {
 struct Remembered<W> {
     write: Arc<W>,
     since: Instant,
-    settled: bool,
+    to_settle: bool,
 }
 
 /// A write that has no answer yet.
@@ -103,27 +105,27 @@ impl<W: Settle> Unanswered<W> {
 
     /// Settles what is left, before the process ends.
     pub async fn settle(&self) -> sqlx::Result<()> {
-        let settled = |remembered: &&Remembered<W>| remembered.settled;
+        let to_settle = |remembered: &&Remembered<W>| remembered.to_settle;
         let writes: Vec<Arc<W>> =
-            self.list().writes.iter().filter(settled).map(|remembered| Arc::clone(&remembered.write)).collect();
+            self.list().writes.iter().filter(to_settle).map(|remembered| Arc::clone(&remembered.write)).collect();
         let (began, writes) = (Instant::now(), &writes);
         if !writes.is_empty() {
             certain::execute(&self.0.pool, |mut connection, _| async move { W::settle(&mut connection, writes).await })
                 .await?;
         }
         self.list().writes.retain(|remembered| {
-            let lifetime = if remembered.settled { STATEMENT_LIFETIME } else { MOMENT };
+            let lifetime = if remembered.to_settle { STATEMENT_LIFETIME } else { MOMENT };
             remembered.since + lifetime >= began
         });
         Ok(())
     }
 
-    fn add(&self, write: W, settled: bool) {
+    fn add(&self, write: W, to_settle: bool) {
         let mut list = self.list();
-        if list.writes.len() >= if settled { CAPACITY } else { CAPACITY / 2 } {
+        if list.writes.len() >= if to_settle { CAPACITY } else { CAPACITY / 2 } {
             return;
         }
-        list.writes.push_back(Remembered { write: Arc::new(write), since: Instant::now(), settled });
+        list.writes.push_back(Remembered { write: Arc::new(write), since: Instant::now(), to_settle });
         if !list.settling
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
