@@ -3,6 +3,8 @@
 pub mod client;
 pub mod email;
 pub mod ids;
+pub mod mail;
+pub mod mail_token;
 pub mod network;
 pub mod page;
 pub mod password;

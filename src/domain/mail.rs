@@ -1,0 +1,124 @@
+//! Which mails there are, and in which languages. What they say stands in `mail/templates`.
+
+use chrono::TimeDelta;
+
+/// What a mail is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Template {
+    ResetPassword,
+    VerifyEmail,
+    PasswordChanged,
+    PasswordReset,
+    NewSignIn,
+}
+
+impl Template {
+    pub const ALL: [Self; 5] =
+        [Self::ResetPassword, Self::VerifyEmail, Self::PasswordChanged, Self::PasswordReset, Self::NewSignIn];
+
+    /// Its name in the database, in metrics and in the names of files.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::ResetPassword => "reset_password",
+            Self::VerifyEmail => "verify_email",
+            Self::PasswordChanged => "password_changed",
+            Self::PasswordReset => "password_reset",
+            Self::NewSignIn => "new_sign_in",
+        }
+    }
+
+    #[must_use]
+    pub fn from_label(label: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|template| template.label() == label)
+    }
+
+    /// How long the token of such a mail is valid; notices have none.
+    #[must_use]
+    pub fn token_lifetime(self) -> Option<TimeDelta> {
+        match self {
+            Self::ResetPassword => Some(TimeDelta::minutes(30)),
+            Self::VerifyEmail => Some(TimeDelta::hours(24)),
+            Self::PasswordChanged | Self::PasswordReset | Self::NewSignIn => None,
+        }
+    }
+}
+
+/// The language of a mail.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Locale {
+    #[default]
+    En,
+    De,
+}
+
+impl Locale {
+    pub const ALL: [Self; 2] = [Self::En, Self::De];
+
+    /// Its name in the database and in the names of files (ISO 639-1).
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::En => "en",
+            Self::De => "de",
+        }
+    }
+
+    /// The locale of a language tag such as `de-AT` (RFC 5646), if there are texts in its language.
+    #[must_use]
+    pub fn from_tag(tag: &str) -> Option<Self> {
+        let language = tag.trim().split(['-', '_']).next().unwrap_or_default();
+        Self::ALL.into_iter().find(|locale| locale.label().eq_ignore_ascii_case(language))
+    }
+
+    #[must_use]
+    pub fn from_label(label: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|locale| locale.label() == label)
+    }
+
+    /// What an `Accept-Language` header prefers among the languages that there are texts in (RFC 9110 §12.5.4).
+    #[must_use]
+    pub fn accepted(header: &str) -> Option<Self> {
+        let weighted = header.split(',').filter_map(|entry| {
+            let (tag, weight) = entry.split_once(';').unwrap_or((entry, "q=1"));
+            let weight: f32 = weight.trim().strip_prefix("q=")?.parse().ok()?;
+            Some((Self::from_tag(tag)?, weight)).filter(|_| weight > 0.0)
+        });
+        // Of equal ones the first counts.
+        weighted.reduce(|best, next| if next.1 > best.1 { next } else { best }).map(|(locale, _)| locale)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_language_tag_names_the_locale_of_its_language() {
+        for (tag, locale) in [
+            (" de", Some(Locale::De)),
+            ("DE-at", Some(Locale::De)),
+            ("en_GB", Some(Locale::En)),
+            ("den", None),
+            ("", None),
+        ] {
+            assert_eq!(Locale::from_tag(tag), locale, "{tag}");
+        }
+    }
+
+    #[test]
+    fn the_preferred_language_that_there_are_texts_in_counts() {
+        for (header, locale) in [
+            ("de", Some(Locale::De)),
+            ("de-AT, de;q=0.9, en;q=0.8", Some(Locale::De)),
+            ("en-GB,de;q=0.9", Some(Locale::En)),
+            ("fr, de;q=0.2, en;q=0.5", Some(Locale::En)),
+            ("de;q=0, en;q=0.1", Some(Locale::En)),
+            ("en, de", Some(Locale::En)),
+            ("de;q=x, fr, *", None),
+            ("", None),
+        ] {
+            assert_eq!(Locale::accepted(header), locale, "{header}");
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! The token in a mail: whoever has it has read the mail.
+
+use std::fmt;
+
+use base64ct::{Base64UrlUnpadded, Encoding as _};
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
+
+/// A token in plain: leaves in a mail, comes back in a request, is never stored, and does not show in logs.
+#[derive(Clone, Debug)]
+pub struct MailToken(SecretString);
+
+impl MailToken {
+    /// 32 random bytes in base64url: 43 characters that need no escaping in a link.
+    #[must_use]
+    pub fn generate() -> Self {
+        Self(Base64UrlUnpadded::encode_string(&rand::random::<[u8; 32]>()).into())
+    }
+
+    /// A token that somebody presents: any text may be tried.
+    #[must_use]
+    pub fn presented(text: String) -> Self {
+        Self(text.into())
+    }
+
+    /// What the store knows the token by. No salt and no slow hash: it has 256 random bits.
+    #[must_use]
+    pub fn hash(&self) -> MailTokenHash {
+        MailTokenHash(Sha256::digest(self.0.expose_secret()).to_vec())
+    }
+
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        self.0.expose_secret()
+    }
+}
+
+/// SHA-256 of a token: the only form that is stored.
+#[derive(Clone, PartialEq, Eq, sqlx::Type)]
+#[sqlx(transparent)]
+pub struct MailTokenHash(pub Vec<u8>);
+
+impl fmt::Debug for MailTokenHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MailTokenHash(redacted)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_fits_into_a_link_and_does_not_show() {
+        let token = MailToken::generate();
+        assert_eq!(token.expose().len(), 43);
+        assert!(token.expose().bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)));
+        assert!(!format!("{token:?}").contains(token.expose()));
+        assert_ne!(token.expose(), MailToken::generate().expose());
+        assert_eq!(token.hash(), MailToken::presented(token.expose().to_owned()).hash());
+    }
+}
