@@ -167,19 +167,21 @@ fn defaults_in_help() -> BTreeMap<String, String> {
         .collect()
 }
 
-/// The same from the README's table.
+/// The same from the README's table. A row names a setting, and perhaps the one for a file that holds its value.
 fn defaults_in_readme() -> BTreeMap<String, String> {
     let page =
         std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("there is a README");
     let section = page.split("\n## ").find(|section| section.starts_with("Configuration\n")).unwrap_or_default();
-    section
-        .lines()
-        .filter_map(|line| {
-            let mut cells = line.strip_prefix("| `")?.split('|');
-            let name = cells.next()?.trim().trim_end_matches('`').to_owned();
-            Some((name, cells.next()?.trim().replace('`', "")))
-        })
-        .collect()
+    let rows = section.lines().filter_map(|line| {
+        let (names, rest) = line.strip_prefix("| `")?.split_once('|')?;
+        Some((names.trim().trim_end_matches('`').split("`, `"), rest.split('|').next()?.trim().replace('`', "")))
+    });
+    rows.flat_map(|(names, default)| {
+        names
+            .enumerate()
+            .map(move |(at, name)| (name.to_owned(), if at == 0 { default.clone() } else { String::new() }))
+    })
+    .collect()
 }
 
 #[test]
