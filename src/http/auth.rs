@@ -57,7 +57,7 @@ fn choose(text: &str) -> Result<Password, PasswordError> {
 pub(super) struct RegisterRequest {
     #[schema(value_type = String, format = Email, example = "cust@example.com")]
     email: Email,
-    #[schema(value_type = String, format = Password, min_length = 8, max_length = 1024)]
+    #[schema(value_type = String, format = Password, min_length = 8, max_length = 1024, example = "Cust-pass1")]
     password: Password,
     /// `customer` if absent, null or empty. Which others are open to everybody is configured; an administrator's
     /// bearer token may register any.
@@ -79,7 +79,7 @@ impl FromBody for RegisterRequest {
 pub(super) struct LoginRequest {
     #[schema(value_type = String, format = Email, example = "cust@example.com")]
     email: Email,
-    #[schema(value_type = String, format = Password)]
+    #[schema(value_type = String, format = Password, example = "Cust-pass1")]
     password: Password,
 }
 
@@ -109,7 +109,7 @@ impl FromBody for RefreshRequest {
 pub(super) struct LogoutRequest {
     refresh_token: String,
     /// `this` session (the default), all `others` of the user, or `all`.
-    #[schema(value_type = Option<String>, pattern = "^(this|others|all)$")]
+    #[schema(value_type = Option<String>, pattern = "^(this|others|all)$", example = "this")]
     scope: Scope,
 }
 
@@ -125,9 +125,9 @@ impl FromBody for LogoutRequest {
 /// Replaces a password.
 #[derive(ToSchema)]
 pub(super) struct PasswordRequest {
-    #[schema(value_type = String, format = Password)]
+    #[schema(value_type = String, format = Password, example = "Cust-pass1")]
     current_password: Password,
-    #[schema(value_type = String, format = Password, min_length = 8, max_length = 1024)]
+    #[schema(value_type = String, format = Password, min_length = 8, max_length = 1024, example = "Cust-pass2")]
     new_password: Password,
 }
 

@@ -23,7 +23,7 @@ const PAGE: &str = r#"<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>auth</title>
+<title>auth: API</title>
 <link rel="stylesheet" href="/auth/docs/swagger-ui.css">
 <link rel="icon" type="image/png" href="/auth/docs/favicon-32x32.png" sizes="32x32">
 </head>
@@ -36,7 +36,10 @@ const PAGE: &str = r#"<!doctype html>
 </html>
 "#;
 
-static CONFIG: LazyLock<Arc<Config<'static>>> = LazyLock::new(|| Arc::new(Config::from("/auth/openapi.json")));
+static CONFIG: LazyLock<Arc<Config<'static>>> = LazyLock::new(|| {
+    // Without the bar that asks for the address of another document.
+    Arc::new(Config::from("/auth/openapi.json").use_base_layout().default_models_expand_depth(0))
+});
 
 static DOCUMENT: LazyLock<Bytes> =
     LazyLock::new(|| serde_json::to_vec(&super::openapi()).expect("BUG: the document is plain JSON").into());

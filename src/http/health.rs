@@ -40,7 +40,7 @@ pub(super) async fn ready(State(app): State<App>) -> Result<Json<Status>, ApiErr
     Ok(Json(Status { status: "ok" }))
 }
 
-/// Metrics in Prometheus' text format
+/// Metrics for Prometheus
 #[utoipa::path(get, path = "/auth/metrics", tag = "operation",
     responses((status = 200, description = "Metrics", body = String, content_type = "text/plain"), Unavailable))]
 pub(super) async fn metrics(State(app): State<App>) -> impl IntoResponse {

@@ -18,17 +18,23 @@ use super::problem::Location;
 use crate::domain::tokens::TokenError;
 use crate::error::Error;
 
+const DESCRIPTION: &str = "The sign-in service of a storefront. It registers users, signs them in, and issues short access \
+    tokens and rotating refresh tokens.
+
+To try it on this page: register a user and sign in by *Try it out*. Copy the `access_token` of the answer, without its \
+    quotes, to **Authorize**. Then the routes with a lock take you for that user.";
+
 /// Everything about the document that no handler says.
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "auth", description = "Sign-in service of the storefront."),
+    info(title = "auth", description = DESCRIPTION),
     components(schemas(DetailSchema, ProblemsSchema)),
     modifiers(&Bearer),
     tags(
-        (name = "auth", description = "Signing up, in and out"),
-        (name = "sessions", description = "Where somebody is signed in"),
-        (name = "users", description = "Users"),
-        (name = "operation", description = "For machines"),
+        (name = "auth", description = "Register, sign in and out"),
+        (name = "sessions", description = "Where you are signed in"),
+        (name = "users", description = "Yourself; for administrators, everybody"),
+        (name = "operation", description = "Health, metrics, version"),
     ),
 )]
 pub(super) struct Base;
@@ -41,6 +47,7 @@ impl Modify for Bearer {
         document.info.license = None;
         let mut scheme = Http::new(HttpAuthScheme::Bearer);
         scheme.bearer_format = Some("JWT".to_owned());
+        scheme.description = Some("The `access_token` of a sign-in".to_owned());
         let components = document.components.get_or_insert_with(Default::default);
         components.add_security_scheme("bearer", SecurityScheme::Http(scheme));
     }

@@ -59,7 +59,7 @@ pub(super) fn listed(
     (link, Json(page.entries.into_iter().map(|session| Session::new(session, current)).collect()))
 }
 
-/// Where the bearer is signed in
+/// List your sessions
 ///
 /// By the time they were opened, latest first. While more follow, a `Link` header with `rel="next"` names the next page.
 #[utoipa::path(get, path = "/auth/sessions", tag = "sessions",
@@ -82,7 +82,7 @@ pub(super) async fn list(
     Ok(listed("/auth/sessions", size, page, bearer.session_id))
 }
 
-/// Sign out somewhere
+/// End one of your sessions
 #[utoipa::path(delete, path = "/auth/sessions/{id}", tag = "sessions",
     security(("bearer" = [])),
     params(("id" = Uuid, Path)),

@@ -111,7 +111,7 @@ pub(super) async fn list(
     Ok((link, Json(page.entries.into_iter().map(User::from).collect())))
 }
 
-/// The bearer
+/// Who am I?
 #[utoipa::path(get, path = "/users/me", tag = "users",
     security(("bearer" = [])),
     responses((status = 200, description = "The user of the token", body = User), Unauthorized, Unavailable))]
@@ -119,7 +119,7 @@ pub(super) async fn me(SignedIn(bearer): SignedIn) -> Json<User> {
     Json(bearer.user.into())
 }
 
-/// A user
+/// Show a user
 #[utoipa::path(get, path = "/users/{id}", tag = "users",
     security(("bearer" = [])),
     params(("id" = i64, Path)),
@@ -172,7 +172,7 @@ pub(super) async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// A user's live sessions
+/// List a user's live sessions
 ///
 /// By the time they were opened, latest first. While more follow, a `Link` header with `rel="next"` names the next page.
 #[utoipa::path(get, path = "/users/{id}/sessions", tag = "users",
