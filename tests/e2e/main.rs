@@ -1,14 +1,15 @@
 //! The built binary as a process, behind the gateway it is made for and in front of the consumers of its tokens.
 //!
 //! `scripts/test` brings what these tests need: a database server (`DATABASE_URL`), and a virtual environment with the
-//! gateway, `PyJWT`, schemathesis and TypeScript (`AUTH_E2E_VENV`, else `target/e2e-venv`). Each test has a database,
-//! ports and processes of its own; what can be tried without a process belongs in `tests/it`.
+//! gateway, `PyJWT`, schemathesis, TypeScript and playwright (`AUTH_E2E_VENV`, else `target/e2e-venv`), and a browser
+//! (`AUTH_E2E_BROWSER`). Each test has a database, ports and processes of its own; what can be tried without a process belongs in `tests/it`.
 
 mod cli;
 #[path = "../load/clients.rs"]
 mod clients;
 mod configuration;
 mod consumers;
+mod docs;
 #[path = "../load/forwarder.rs"]
 #[expect(dead_code, reason = "others use more of it")]
 mod forwarder;
