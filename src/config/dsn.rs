@@ -226,7 +226,7 @@ impl Parameters {
     }
 
     fn finish(self) -> Result<Dsn, String> {
-        let query = form_urlencoded::Serializer::new(String::new()).extend_pairs(&self.0).finish();
+        let query = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(&self.0).finish();
         let options: PgConnectOptions =
             format!("postgres:///?{query}").parse().map_err(|_| "is not a valid address".to_owned())?;
         let local = |host: &str| {

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use secrecy::SecretString;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
+use url::Url;
 
 use crate::domain::role::Role;
 
@@ -103,30 +104,11 @@ pub(super) fn origin(text: &str) -> Result<String, String> {
     if sent == text { Ok(sent) } else { Err(format!("{shown}, but browsers send it as {sent}")) }
 }
 
-fn as_sent_by_browsers(url: &str) -> Option<String> {
-    let (scheme, rest) = url.split_once("://")?;
-    let scheme = scheme.to_lowercase();
-    let default_port = match scheme.as_str() {
-        "http" => 80,
-        "https" => 443,
-        _ => return None,
-    };
-    let authority = rest.split(['/', '?', '#']).next()?;
-    let authority = authority.rsplit('@').next()?.to_lowercase();
-    let (host, port) = match authority.rsplit_once(':') {
-        Some((host, port)) if !port.ends_with(']') => (host, port.parse::<u16>().ok()?),
-        _ => (authority.as_str(), default_port),
-    };
-    let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        Some(address) => format!("[{}]", address.parse::<std::net::Ipv6Addr>().ok()?),
-        None => host.to_owned(),
-    };
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-    if host.is_empty() || !host.starts_with('[') && !host.bytes().all(plain) {
-        return None;
-    }
-    let port = if port == default_port { String::new() } else { format!(":{port}") };
-    Some(format!("{scheme}://{host}{port}"))
+fn as_sent_by_browsers(text: &str) -> Option<String> {
+    let url = Url::parse(text).ok()?;
+    // A star is a pattern, and no pattern is understood.
+    let is_origin = ["http", "https"].contains(&url.scheme()) && !url.host_str()?.contains('*');
+    is_origin.then(|| url.origin().ascii_serialization())
 }
 
 pub(super) fn role(text: &str) -> Result<Role, String> {
@@ -163,7 +145,8 @@ mod tests {
             ("shop.example", None),
             ("https://", None),
             ("https://shop.example:port", None),
-            ("https://schön.example", None),
+            ("https://schön.example", Some("https://xn--schn-7qa.example")),
+            ("https://*.shop.example", None),
             ("ftp://shop.example", None),
             ("null", None),
         ] {
