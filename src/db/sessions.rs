@@ -134,7 +134,7 @@ impl BatchedCall for NewSession {
             &column(&sessions, |session| session.expires_at.naive_utc()),
             &column(&sessions, |session| session.now.naive_utc()),
             &counted.iter().map(|(id, _)| id.0).collect::<Vec<_>>(),
-            &counted.iter().map(|(_, bucket)| bucket.key.0.clone()).collect::<Vec<_>>(),
+            &counted.iter().map(|(_, bucket)| bucket.key.clone()).collect::<Vec<_>>(),
             &counted.iter().map(|(_, bucket)| bucket.limit.step()).collect::<Vec<_>>(),
             max_sessions,
         )

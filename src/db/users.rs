@@ -158,7 +158,7 @@ impl BatchedCall for Lookup {
             &column(calls, |lookup| counted_network(lookup.client)),
             now.naive_utc(),
             &buckets.iter().map(|(position, _)| i64::try_from(*position).unwrap_or(0)).collect::<Vec<_>>(),
-            &buckets.iter().map(|(_, bucket)| bucket.key.0.clone()).collect::<Vec<_>>(),
+            &buckets.iter().map(|(_, bucket)| bucket.key.clone()).collect::<Vec<_>>(),
             &buckets.iter().map(|(_, bucket)| bucket.limit.step()).collect::<Vec<_>>(),
             &buckets.iter().map(|(_, bucket)| bucket.limit.size()).collect::<Vec<_>>(),
             &buckets.iter().map(|(_, bucket)| bucket.spares_known_networks).collect::<Vec<_>>(),
@@ -193,7 +193,7 @@ impl FoundRow {
             Counted::Refused(Duration::from_micros(micros.unsigned_abs()))
         } else {
             let keys = self.keys.unwrap_or_default();
-            Counted::In(lookup.buckets.iter().filter(|bucket| keys.contains(&bucket.key.0)).cloned().collect())
+            Counted::In(lookup.buckets.iter().filter(|bucket| keys.contains(&bucket.key)).cloned().collect())
         };
         Found { account, counted }
     }

@@ -74,24 +74,24 @@ impl Throttle {
     /// What a login is counted in.
     #[must_use]
     pub fn login(&self, email: &Email, client: IpAddr) -> Vec<Bucket> {
-        let elsewhere = Bucket {
-            spares_known_networks: true,
-            ..Bucket::new(BucketKey::login_account_elsewhere(email), self.login_account_elsewhere)
-        };
+        let (account, network) = (email.lowered(), Some(counted_network(client)));
+        let elsewhere = Bucket::new("login-account-elsewhere", None, account, self.login_account_elsewhere);
         let mut buckets = vec![
-            Bucket::new(BucketKey::login_account(email, client), self.login_account),
-            elsewhere,
-            Bucket::new(BucketKey::login_network(client), self.login_network),
+            Bucket::new("login-account", network, account, self.login_account),
+            Bucket { spares_known_networks: true, ..elsewhere },
+            Bucket::new("login-network", network, "", self.login_network),
         ];
-        buckets.extend(BucketKey::login_site(client).map(|key| Bucket::new(key, self.login_site)));
+        buckets.extend(counted_site(client).map(|site| Bucket::new("login-site", Some(site), "", self.login_site)));
         buckets
     }
 
     /// What a registration is counted in.
     #[must_use]
     pub fn register(&self, client: IpAddr) -> Vec<Bucket> {
-        let mut buckets = vec![Bucket::new(BucketKey::register_network(client), self.register_network)];
-        buckets.extend(BucketKey::register_site(client).map(|key| Bucket::new(key, self.register_site)));
+        let network = Some(counted_network(client));
+        let mut buckets = vec![Bucket::new("register-network", network, "", self.register_network)];
+        let site = counted_site(client);
+        buckets.extend(site.map(|site| Bucket::new("register-site", Some(site), "", self.register_site)));
         buckets
     }
 }
@@ -99,75 +99,17 @@ impl Throttle {
 /// A bucket and its limit: what an event is counted in.
 #[derive(Clone, Debug)]
 pub struct Bucket {
-    pub key: BucketKey,
+    /// Its name: a digest, so that the table holds neither addresses nor e-mails.
+    pub key: Vec<u8>,
     pub limit: Limit,
     /// Whether events do not count that come from a network the account was used from.
     pub spares_known_networks: bool,
 }
 
 impl Bucket {
-    fn new(key: BucketKey, limit: Limit) -> Self {
-        Self { key, limit, spares_known_networks: false }
-    }
-}
-
-/// The name of a bucket: a digest, so that the table holds neither addresses nor e-mails.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BucketKey(pub Vec<u8>);
-
-impl BucketKey {
-    #[must_use]
-    pub fn login_account(email: &Email, client: IpAddr) -> Self {
-        Self::digest("login-account", Some(counted_network(client)), email.lowered())
-    }
-
-    #[must_use]
-    pub fn login_account_elsewhere(email: &Email) -> Self {
-        Self::digest("login-account-elsewhere", None, email.lowered())
-    }
-
-    #[must_use]
-    pub fn login_network(client: IpAddr) -> Self {
-        Self::digest("login-network", Some(counted_network(client)), "")
-    }
-
-    #[must_use]
-    pub fn login_site(client: IpAddr) -> Option<Self> {
-        counted_site(client).map(|site| Self::digest("login-site", Some(site), ""))
-    }
-
-    #[must_use]
-    pub fn register_network(client: IpAddr) -> Self {
-        Self::digest("register-network", Some(counted_network(client)), "")
-    }
-
-    #[must_use]
-    pub fn register_site(client: IpAddr) -> Option<Self> {
-        counted_site(client).map(|site| Self::digest("register-site", Some(site), ""))
-    }
-
-    fn digest(kind: &str, network: Option<IpNet>, account: &str) -> Self {
+    fn new(kind: &str, network: Option<IpNet>, account: &str, limit: Limit) -> Self {
         let network = network.map(|network| network.to_string()).unwrap_or_default();
-        Self(Sha256::digest(format!("{kind}\0{network}\0{account}"))[..16].to_vec())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn buckets_differ_by_kind_account_and_network() {
-        let email = |text| Email::parse(text).unwrap();
-        let here: IpAddr = "2001:db8::1".parse().unwrap();
-        let next_door: IpAddr = "2001:db8::2".parse().unwrap();
-        let away: IpAddr = "2001:db8:0:1::1".parse().unwrap();
-        let key = BucketKey::login_account(&email("A@example.com"), here);
-        assert_eq!(key, BucketKey::login_account(&email("a@example.com"), next_door));
-        assert_ne!(key, BucketKey::login_account(&email("a@example.com"), away));
-        assert_ne!(key, BucketKey::login_account(&email("b@example.com"), here));
-        assert_ne!(BucketKey::login_network(here), BucketKey::register_network(here));
-        assert_eq!(BucketKey::login_site(here), BucketKey::login_site(away));
-        assert_ne!(BucketKey::login_site(here), BucketKey::register_site(here));
+        let key = Sha256::digest(format!("{kind}\0{network}\0{account}"))[..16].to_vec();
+        Self { key, limit, spares_known_networks: false }
     }
 }

@@ -1,6 +1,6 @@
 //! `POST /auth/register`: who gets which role, which passwords are taken, and what of it is told and kept.
 
-use auth::domain::throttle::BucketKey;
+use auth::domain::throttle::THROTTLE;
 use chrono::{NaiveDateTime, TimeDelta};
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -232,9 +232,9 @@ async fn registrations_from_one_network_are_limited_and_the_wait_is_honest(pool:
     let limit = app.app.config.throttle().unwrap().register_network;
     assert_eq!((limit.burst, limit.interval), (500, TimeDelta::seconds(10)));
     // As 499 registrations would have left the bucket.
-    let here = BucketKey::register_network([127, 0, 0, 1].into());
+    let here = THROTTLE.register([127, 0, 0, 1].into()).remove(0).key;
     sqlx::query("INSERT INTO auth_throttle (key, tat) VALUES ($1, $2)")
-        .bind(&here.0)
+        .bind(&here)
         .bind(app.now() + limit.interval * 499)
         .execute(&app.db)
         .await

@@ -1,7 +1,7 @@
 //! The throttle of failed logins: how many, for whom, from where, and for how long.
 
 use auth::domain::email::Email;
-use auth::domain::throttle::BucketKey;
+use auth::domain::throttle::THROTTLE;
 use axum::body::Body;
 use axum::http::Request;
 use chrono::TimeDelta;
@@ -160,7 +160,7 @@ async fn a_network_has_a_wide_limit_for_all_accounts_together(pool: PgPool) {
     assert_eq!((limit.burst, limit.interval), (1000, TimeDelta::seconds(2)));
     // As 999 failures would have left the bucket.
     sqlx::query("INSERT INTO auth_throttle (key, tat) VALUES ($1, $2)")
-        .bind(BucketKey::login_network([198, 51, 100, 7].into()).0)
+        .bind(&login_keys("198.51.100.7")[NETWORK])
         .bind(app.now() + limit.interval * 999)
         .execute(&app.db)
         .await
@@ -201,8 +201,8 @@ async fn try_together(app: &TestApp, ips: &[&str], tries: usize, password: &str)
     together(tries).await
 }
 
-async fn tat(app: &TestApp, key: BucketKey) -> chrono::NaiveDateTime {
-    let query = sqlx::query_scalar("SELECT tat FROM auth_throttle WHERE key = $1").bind(key.0);
+async fn tat(app: &TestApp, key: &[u8]) -> chrono::NaiveDateTime {
+    let query = sqlx::query_scalar("SELECT tat FROM auth_throttle WHERE key = $1").bind(key);
     query.fetch_one(&app.db).await.unwrap()
 }
 
@@ -224,7 +224,7 @@ async fn of_64_tries_at_once_no_more_are_verified_than_fit(pool: PgPool) {
         assert!((1..=20).contains(&verified), "{verified}");
         assert_eq!((count(&answers, 429), hashes(&app) + hashes(&replica) - before), (64 - verified, verified as u64));
         let full = app.now() + TimeDelta::minutes(20);
-        let tat = tat(&app, BucketKey::login_account(&email(), [198, 51, 100, 7].into())).await;
+        let tat = tat(&app, &login_keys("198.51.100.7")[ACCOUNT]).await;
         assert!(tat <= full, "{tat} is further ahead than {full}");
     }
 }
@@ -253,7 +253,7 @@ async fn in_one_batch_as_many_are_verified_as_fit_and_the_others_are_counted_now
         assert!((1..=60).contains(&answer.retry_after()), "{}", answer.retry_after());
     }
     let limit = app.app.config.throttle().unwrap().login_network;
-    let counted = tat(&app, BucketKey::login_network([198, 51, 100, 7].into())).await - app.now();
+    let counted = tat(&app, &login_keys("198.51.100.7")[NETWORK]).await - app.now();
     assert!(counted <= limit.interval * 20, "{counted}");
 }
 
@@ -298,10 +298,10 @@ async fn an_account_tried_from_many_networks_is_closed_to_new_ones_and_open_to_i
     assert_throttled(&login_from(&app, "198.51.100.7", "cust@example.com", PASSWORD).await);
     // Another account is not concerned, nor is a network that the account was used from.
     assert_eq!(login_from(&app, "2001:db8:0:3::1", "other@example.com", WRONG).await.status, 401);
-    let before = tat(&app, BucketKey::login_account_elsewhere(&email())).await;
+    let before = tat(&app, &login_keys("198.51.100.7")[ELSEWHERE]).await;
     assert_eq!(login_from(&app, "2001:db8:5::2", "cust@example.com", WRONG).await.status, 401);
     pair(&login_from(&app, "2001:db8:5:0:ffff::1", "cust@example.com", PASSWORD).await);
-    assert_eq!(tat(&app, BucketKey::login_account_elsewhere(&email())).await, before);
+    assert_eq!(tat(&app, &login_keys("198.51.100.7")[ELSEWHERE]).await, before);
     app.advance(refused.retry_after());
     pair(&login_from(&app, "198.51.100.7", "cust@example.com", PASSWORD).await);
 }
@@ -311,11 +311,11 @@ async fn a_site_has_a_wide_limit_for_all_its_networks_together(pool: PgPool) {
     let app = TestApp::new(pool);
     let limits = app.app.config.throttle().unwrap();
     for (key, limit) in [
-        (BucketKey::login_site("2001:db8:5::".parse().unwrap()), limits.login_site),
-        (BucketKey::register_site("2001:db8:5::".parse().unwrap()), limits.register_site),
+        (login_keys("2001:db8:5::")[SITE].clone(), limits.login_site),
+        (limits.register("2001:db8:5::".parse().unwrap())[1].key.clone(), limits.register_site),
     ] {
         sqlx::query("INSERT INTO auth_throttle (key, tat) VALUES ($1, $2)")
-            .bind(key.unwrap().0)
+            .bind(key)
             .bind(app.now() + limit.interval * limit.burst + TimeDelta::minutes(1))
             .execute(&app.db)
             .await
@@ -331,10 +331,10 @@ async fn a_site_has_a_wide_limit_for_all_its_networks_together(pool: PgPool) {
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
 async fn an_impossible_timestamp_refuses_and_fails_nobody_else(pool: PgPool) {
     let app = TestApp::new(pool);
-    let key = BucketKey::login_account(&email(), [198, 51, 100, 7].into());
+    let key = &login_keys("198.51.100.7")[ACCOUNT];
     for (tat, status) in [("infinity", 429), ("294276-12-31", 429), ("-infinity", 401), ("4713-01-01 BC", 401)] {
         sqlx::query("INSERT INTO auth_throttle (key, tat) VALUES ($1, $2::text::timestamp) ON CONFLICT (key) DO UPDATE SET tat = excluded.tat")
-            .bind(&key.0)
+            .bind(key)
             .bind(tat)
             .execute(&app.db)
             .await
@@ -346,6 +346,13 @@ async fn an_impossible_timestamp_refuses_and_fails_nobody_else(pool: PgPool) {
     }
 }
 
-fn email() -> Email {
-    Email::parse("cust@example.com").unwrap()
+/// The buckets of a login of cust@example.com: with the account, with the account elsewhere, with the network, with the site.
+fn login_keys(client: &str) -> Vec<Vec<u8>> {
+    let email = Email::parse("cust@example.com").unwrap();
+    THROTTLE.login(&email, client.parse().unwrap()).into_iter().map(|bucket| bucket.key).collect()
 }
+
+const ACCOUNT: usize = 0;
+const ELSEWHERE: usize = 1;
+const NETWORK: usize = 2;
+const SITE: usize = 3;
