@@ -37,6 +37,14 @@ pub struct NewSession {
     pub now: DateTime<Utc>,
 }
 
+impl NewSession {
+    /// Its key, for the case that the client is not told of it.
+    #[must_use]
+    pub fn opened(&self) -> OpenedSession {
+        OpenedSession { id: self.id, jti: self.jti.clone() }
+    }
+}
+
 /// A session as its user sees it.
 #[derive(Clone, Debug)]
 pub struct Session {

@@ -19,8 +19,8 @@ use crate::domain::client::ClientInfo;
 use crate::domain::email::{Email, EmailError};
 use crate::domain::password::{Password, PasswordError};
 use crate::domain::role::{Role, RoleError};
+use crate::domain::tokens::TokenPair;
 use crate::service::logout::Scope;
-use crate::service::tokens::TokenPair;
 use crate::service::{login, logout, password, refresh, register};
 
 impl From<EmailError> for FieldError {

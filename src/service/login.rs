@@ -6,15 +6,15 @@
 //! hash, for known and unknown accounts alike.
 
 use super::audit::audit;
-use super::tokens::{IssuedSession, TokenPair};
+use super::tokens::new_session;
 use crate::app::App;
 use crate::db::batch::BatchError;
 use crate::db::users::{Account, Counted, Lookup};
 use crate::domain::client::ClientInfo;
 use crate::domain::email::Email;
-use crate::domain::ids::SessionId;
 use crate::domain::password::{Password, PasswordHash, Verdict};
 use crate::domain::throttle::Bucket;
+use crate::domain::tokens::TokenPair;
 use crate::error::Error;
 
 /// How often a login starts over because the account's hash changed meanwhile.
@@ -37,19 +37,18 @@ pub async fn login(app: &App, email: &Email, password: Password, client: &Client
 async fn try_login(app: &App, email: &Email, password: &Password, client: &ClientInfo) -> Result<TokenPair, Error> {
     for _ in 0..ATTEMPTS {
         let verified = verify_password(app, "login", email, password, client).await?;
-        let user = verified.account.user;
-        let issued = IssuedSession::issue(app, &user, SessionId::generate());
-        let (hash, replacement) = (verified.account.password_hash, verified.replacement);
-        let session = issued.session(&user, client, hash, replacement, verified.counted);
-        let answer = app.unanswered_logins.expect(issued.opened());
+        let Account { user, password_hash } = verified.account;
+        let (session, tokens) = new_session(app, &user, client, password_hash, verified.replacement, verified.counted);
+        let id = session.id;
+        let answer = app.unanswered_logins.expect(session.opened());
         let opened = app.session_inserts.submit(session).await;
         // A refused one may be an earlier attempt's, if that was being committed just then.
         if matches!(opened, Ok(true) | Err(BatchError::Full | BatchError::Database(_))) {
             answer.answered();
         }
         if opened? {
-            audit("login", "success", Some(user.id), Some(issued.session_id), client.ip);
-            return Ok(issued.sign(app, &user));
+            audit("login", "success", Some(user.id), Some(id), client.ip);
+            return Ok(tokens);
         }
     }
     // The password was changed during each of the attempts.

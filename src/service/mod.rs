@@ -12,7 +12,7 @@ pub mod password;
 pub mod refresh;
 pub mod register;
 pub mod sessions;
-pub mod tokens;
+mod tokens;
 pub mod users;
 
 use std::time::Duration;

@@ -6,7 +6,7 @@ use sqlx::{Connection as _, PgPool};
 use super::audit::{Actor, audit, audit_by};
 use super::bearer::Bearer;
 use super::login::verify_password;
-use super::tokens::{IssuedSession, TokenPair};
+use super::tokens::new_session;
 use crate::app::App;
 use crate::db;
 use crate::db::batch::BatchedCall as _;
@@ -14,9 +14,10 @@ use crate::db::sessions::NewSession;
 use crate::db::sign_out::Except;
 use crate::domain::client::ClientInfo;
 use crate::domain::email::Email;
-use crate::domain::ids::{SessionId, UserId};
+use crate::domain::ids::UserId;
 use crate::domain::password::{Password, PasswordHash};
 use crate::domain::session::EndReason;
+use crate::domain::tokens::TokenPair;
 use crate::error::Error;
 
 /// Changes the password of the bearer. All sessions end, and the caller gets a new one. So no token that was
@@ -35,12 +36,11 @@ pub async fn change_password(
         return Err(Error::InvalidCredentials);
     }
     let hash = app.hasher.acquire().await?.hash(new).await?;
-    let issued = IssuedSession::issue(app, &user, SessionId::generate());
-    let session = issued.session(&user, client, verified.account.password_hash, Some(hash), Vec::new());
+    let (session, tokens) = new_session(app, &user, client, verified.account.password_hash, Some(hash), Vec::new());
     // All others end, and are to say why.
     let session = NewSession { max_sessions: i64::MAX, ..session };
-    let (user_id, others, session) = (user.id, Except::Session(issued.session_id), &session);
-    let answer = app.unanswered_logins.expect(issued.opened());
+    let (user_id, others, session) = (user.id, Except::Session(session.id), &session);
+    let answer = app.unanswered_logins.expect(session.opened());
     let changed = db::certain::execute(&app.db, |mut connection, again| async move {
         let mut transaction = connection.begin().await?;
         let mut opened = NewSession::execute(&mut transaction, &[session]).await?;
@@ -59,8 +59,8 @@ pub async fn change_password(
     if !changed {
         return Err(Error::InvalidCredentials);
     }
-    audit("password_change", "success", Some(user.id), Some(issued.session_id), client.ip);
-    Ok(issued.sign(app, &user))
+    audit("password_change", "success", Some(user.id), Some(session.id), client.ip);
+    Ok(tokens)
 }
 
 /// Sets a user's password and ends all of the user's sessions, for the command line. Returns how many there were.

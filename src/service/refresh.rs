@@ -16,7 +16,6 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::audit::audit;
-use super::tokens::TokenPair;
 use crate::app::App;
 use crate::db;
 use crate::db::batch::BatchError;
@@ -24,7 +23,7 @@ use crate::db::refresh_tokens::{Decision, Exchange, Rotation, TokenState, Used};
 use crate::domain::client::ClientInfo;
 use crate::domain::ids::SessionId;
 use crate::domain::session::EndReason;
-use crate::domain::tokens::{Jti, RefreshClaims};
+use crate::domain::tokens::{Jti, RefreshClaims, TokenPair};
 use crate::error::Error;
 
 /// The longest time that an answer may be on its way. A token that comes back later than this, after the grace, was
