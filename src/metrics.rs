@@ -55,78 +55,47 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// # Panics
-    /// Never: the names are distinct and well formed, which every test that starts the service shows.
     #[must_use]
     pub fn new() -> Self {
         let registry = Registry::new();
-        let sizes = prometheus::exponential_buckets(64.0, 4.0, 6).expect("BUG: constant buckets");
-        let histogram = |name: &str, help: &str, labels: &[&str], buckets: &[f64]| {
+        let histogram = |name, help, labels: &[&str], buckets: &[f64]| {
             let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
             registered(&registry, HistogramVec::new(opts, labels))
         };
-        let counter = |name: &str, help: &str, labels: &[&str]| {
-            registered(&registry, IntCounterVec::new(Opts::new(name, help), labels))
-        };
+        let counters =
+            |name, help, labels: &[&str]| registered(&registry, IntCounterVec::new(Opts::new(name, help), labels));
+        let counter = |name, help| registered(&registry, IntCounter::new(name, help));
+        let gauge = |name, help| registered(&registry, IntGauge::new(name, help));
         let times = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
-        let hash_opts = HistogramOpts::new("auth_password_hash_seconds", "Time of one password hash on its thread.")
+        let sizes = [64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0];
+        let (by_route, by_method, by_status) = (["handler"], ["handler", "method"], ["handler", "method", "status"]);
+        let http = HttpMetrics {
+            requests: counters("http_requests_total", "Requests by route, method and status class.", &by_status),
+            seconds: histogram("http_request_duration_seconds", "Time to the response head.", &by_method, &times),
+            request_bytes: histogram("http_request_size_bytes", "Content length of requests.", &by_route, &sizes),
+            response_bytes: histogram("http_response_size_bytes", "Content length of responses.", &by_route, &sizes),
+            known: Arc::default(),
+        };
+        let hash_seconds = HistogramOpts::new("auth_password_hash_seconds", "Time of one password hash on its thread.")
             .buckets(vec![0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28]);
+        let capacity =
+            Gauge::new("auth_login_capacity_per_second", "Logins per second that hashing allows, as measured.");
         let metrics = Self {
-            http: HttpMetrics {
-                requests: counter(
-                    "http_requests_total",
-                    "Requests by route, method and status class.",
-                    &["handler", "method", "status"],
-                ),
-                seconds: histogram(
-                    "http_request_duration_seconds",
-                    "Time to the response head.",
-                    &["handler", "method"],
-                    &times,
-                ),
-                request_bytes: histogram(
-                    "http_request_size_bytes",
-                    "Content length of requests.",
-                    &["handler"],
-                    &sizes,
-                ),
-                response_bytes: histogram(
-                    "http_response_size_bytes",
-                    "Content length of responses.",
-                    &["handler"],
-                    &sizes,
-                ),
-                known: Arc::default(),
-            },
-            hash_seconds: registered(&registry, Histogram::with_opts(hash_opts)),
-            hash_queue_depth: registered(
-                &registry,
-                IntGauge::new("auth_password_queue_depth", "Password hashes waiting or being computed."),
+            http,
+            hash_seconds: registered(&registry, Histogram::with_opts(hash_seconds)),
+            hash_queue_depth: gauge("auth_password_queue_depth", "Password hashes waiting or being computed."),
+            hash_shed: counter("auth_password_shed_total", "Requests refused because hashing would start too late."),
+            login_capacity: registered(&registry, capacity),
+            logins: counters("auth_logins_total", "Logins by outcome.", &["outcome"]),
+            refreshes: counters("auth_refresh_total", "Refreshes by outcome.", &["outcome"]),
+            replays_detected: counter(
+                "auth_replay_detected_total",
+                "Sessions ended because a used refresh token came back.",
             ),
-            hash_shed: registered(
-                &registry,
-                IntCounter::new("auth_password_shed_total", "Requests refused because hashing would start too late."),
-            ),
-            login_capacity: registered(
-                &registry,
-                Gauge::new("auth_login_capacity_per_second", "Logins per second that hashing allows, as measured."),
-            ),
-            logins: counter("auth_logins_total", "Logins by outcome.", &["outcome"]),
-            refreshes: counter("auth_refresh_total", "Refreshes by outcome.", &["outcome"]),
-            replays_detected: registered(
-                &registry,
-                IntCounter::new("auth_replay_detected_total", "Sessions ended because a used refresh token came back."),
-            ),
-            connections: registered(
-                &registry,
-                IntGauge::new("auth_http_connections", "Client connections that are open."),
-            ),
-            connections_refused: registered(
-                &registry,
-                IntCounter::new(
-                    "auth_http_connections_refused_total",
-                    "Client connections closed because there was no place, or none for their peer.",
-                ),
+            connections: gauge("auth_http_connections", "Client connections that are open."),
+            connections_refused: counter(
+                "auth_http_connections_refused_total",
+                "Client connections closed because there was no place, or none for their peer.",
             ),
             registry,
         };
