@@ -3,8 +3,6 @@
 //! The four `http_*` names and their labels are those of the Python service's instrumentation; `process_*` are those
 //! of every Prometheus client. The rest is our own and begins with `auth_`.
 
-use std::collections::HashMap;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use prometheus::{
@@ -12,35 +10,15 @@ use prometheus::{
     TextEncoder,
 };
 
-type ByRouteAndMethod = HashMap<String, HashMap<String, Arc<RouteMetrics>>>;
-
-/// What is counted of every request.
-#[derive(Clone, Debug)]
-struct HttpMetrics {
-    /// By `handler` (the route's pattern), `method` and `status` (its class, as "2xx").
-    requests: IntCounterVec,
-    seconds: HistogramVec,
-    request_bytes: HistogramVec,
-    response_bytes: HistogramVec,
-    /// The instruments of each route and method that was seen; looking labels up one by one costs more than counting.
-    known: Arc<RwLock<ByRouteAndMethod>>,
-}
-
-/// The instruments of one route and method.
-#[derive(Debug)]
-struct RouteMetrics {
-    /// By status class, 1xx to 5xx; each from its first request on.
-    by_class: [OnceLock<IntCounter>; 5],
-    seconds: Histogram,
-    request_bytes: Histogram,
-    response_bytes: Histogram,
-}
-
 /// All instruments of one service.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Registry,
-    http: HttpMetrics,
+    /// By `handler` (the route's pattern), `method` and `status` (its class, as "2xx").
+    http_requests: IntCounterVec,
+    http_seconds: HistogramVec,
+    http_request_bytes: HistogramVec,
+    http_response_bytes: HistogramVec,
     pub hash_seconds: Histogram,
     pub hash_queue_depth: IntGauge,
     pub hash_shed: IntCounter,
@@ -69,19 +47,20 @@ impl Metrics {
         let times = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
         let sizes = [64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0];
         let (by_route, by_method, by_status) = (["handler"], ["handler", "method"], ["handler", "method", "status"]);
-        let http = HttpMetrics {
-            requests: counters("http_requests_total", "Requests by route, method and status class.", &by_status),
-            seconds: histogram("http_request_duration_seconds", "Time to the response head.", &by_method, &times),
-            request_bytes: histogram("http_request_size_bytes", "Content length of requests.", &by_route, &sizes),
-            response_bytes: histogram("http_response_size_bytes", "Content length of responses.", &by_route, &sizes),
-            known: Arc::default(),
-        };
         let hash_seconds = HistogramOpts::new("auth_password_hash_seconds", "Time of one password hash on its thread.")
             .buckets(vec![0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28]);
         let capacity =
             Gauge::new("auth_login_capacity_per_second", "Logins per second that hashing allows, as measured.");
         let metrics = Self {
-            http,
+            http_requests: counters("http_requests_total", "Requests by route, method and status class.", &by_status),
+            http_seconds: histogram("http_request_duration_seconds", "Time to the response head.", &by_method, &times),
+            http_request_bytes: histogram("http_request_size_bytes", "Content length of requests.", &by_route, &sizes),
+            http_response_bytes: histogram(
+                "http_response_size_bytes",
+                "Content length of responses.",
+                &by_route,
+                &sizes,
+            ),
             hash_seconds: registered(&registry, Histogram::with_opts(hash_seconds)),
             hash_queue_depth: gauge("auth_password_queue_depth", "Password hashes waiting or being computed."),
             hash_shed: counter("auth_password_shed_total", "Requests refused because hashing would start too late."),
@@ -116,31 +95,11 @@ impl Metrics {
         elapsed: Duration,
         [request_bytes, response_bytes]: [u32; 2],
     ) {
-        let of_route = self.of_route(route, method);
-        let class = usize::from(status / 100).clamp(1, 5);
-        let requests = of_route.by_class[class - 1]
-            .get_or_init(|| self.http.requests.with_label_values(&[route, method, &format!("{class}xx")]));
-        requests.inc();
-        of_route.seconds.observe(elapsed.as_secs_f64());
-        of_route.request_bytes.observe(f64::from(request_bytes));
-        of_route.response_bytes.observe(f64::from(response_bytes));
-    }
-
-    fn of_route(&self, route: &str, method: &str) -> Arc<RouteMetrics> {
-        let http = &self.http;
-        let known = http.known.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = known.get(route).and_then(|methods| methods.get(method)) {
-            return Arc::clone(known);
-        }
-        drop(known);
-        let instruments = Arc::new(RouteMetrics {
-            by_class: std::array::from_fn(|_| OnceLock::new()),
-            seconds: http.seconds.with_label_values(&[route, method]),
-            request_bytes: http.request_bytes.with_label_values(&[route]),
-            response_bytes: http.response_bytes.with_label_values(&[route]),
-        });
-        let mut known = http.known.write().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(known.entry(route.to_owned()).or_default().entry(method.to_owned()).or_insert(instruments))
+        let class = ["1xx", "2xx", "3xx", "4xx", "5xx"][usize::from(status / 100).clamp(1, 5) - 1];
+        self.http_requests.with_label_values(&[route, method, class]).inc();
+        self.http_seconds.with_label_values(&[route, method]).observe(elapsed.as_secs_f64());
+        self.http_request_bytes.with_label_values(&[route]).observe(f64::from(request_bytes));
+        self.http_response_bytes.with_label_values(&[route]).observe(f64::from(response_bytes));
     }
 
     /// The current values in Prometheus' text format, and its content type.
