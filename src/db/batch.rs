@@ -24,16 +24,17 @@
 //! - **Fairness and back-pressure.** The channel is first come, first served. When it is full, callers are refused. A
 //!   caller that went away is left out of the batch.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::Poll;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use sqlx::pool::PoolConnection;
 use sqlx::{PgConnection, PgPool, Postgres};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 use super::certain;
 
@@ -104,7 +105,7 @@ impl<C: BatchedCall> Submitted<C> {
 #[derive(Debug)]
 pub struct Batcher<C: BatchedCall> {
     calls: mpsc::Sender<Submitted<C>>,
-    shared: Arc<Shared<C>>,
+    workers: Vec<JoinHandle<()>>,
 }
 
 impl<C: BatchedCall> Batcher<C> {
@@ -114,21 +115,14 @@ impl<C: BatchedCall> Batcher<C> {
     pub fn start(pool: &PgPool, workers: u32, max_batch: usize) -> Self {
         let (calls, waiting) = mpsc::channel(QUEUE_DEPTH);
         let collector = Mutex::new(Collector { calls: waiting, last: 0 });
-        let shared = Arc::new(Shared {
-            collector,
-            in_flight: AtomicUsize::new(0),
-            batch_finished: Notify::new(),
-            ended: AtomicUsize::new(0),
-        });
-        for _ in 0..workers {
-            tokio::spawn(work(pool.clone(), Arc::clone(&shared), max_batch));
-        }
-        Self { calls, shared }
+        let shared = Arc::new(Shared { collector, in_flight: AtomicUsize::new(0), batch_finished: Notify::new() });
+        let start = |_| tokio::spawn(work(pool.clone(), Arc::clone(&shared), max_batch));
+        Self { calls, workers: (0..workers).map(start).collect() }
     }
 
-    /// Whether no worker has ended.
+    /// Whether no worker has ended, which only a bug can do while the batcher is there.
     pub fn is_complete(&self) -> bool {
-        self.shared.ended.load(Ordering::Relaxed) == 0
+        self.workers.iter().all(|worker| !worker.is_finished())
     }
 
     /// Has a call executed, in one batch with those that come at the same time.
@@ -149,8 +143,6 @@ struct Shared<C: BatchedCall> {
     /// Batches in the database.
     in_flight: AtomicUsize,
     batch_finished: Notify,
-    /// Workers that have ended, which only a bug can do while the batcher is there.
-    ended: AtomicUsize,
 }
 
 /// Only the worker that collects has it.
@@ -227,17 +219,7 @@ impl<C: BatchedCall> Drop for InFlight<'_, C> {
     }
 }
 
-/// A worker. Dropped when it ends, even by a panic.
-struct Alive<'a, C: BatchedCall>(&'a Shared<C>);
-
-impl<C: BatchedCall> Drop for Alive<'_, C> {
-    fn drop(&mut self) {
-        self.0.ended.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
 async fn work<C: BatchedCall>(pool: PgPool, shared: Arc<Shared<C>>, max_batch: usize) {
-    let _alive = Alive(&shared);
     loop {
         let mut batch = Batch { calls: shared.collect(max_batch).await, in_doubt: false };
         if batch.calls.is_empty() {
@@ -349,23 +331,15 @@ async fn run<C: BatchedCall>(
     submitted: &[Submitted<C>],
 ) -> sqlx::Result<Vec<C::Answer>> {
     let calls: Vec<&C> = submitted.iter().map(|submitted| &submitted.call).collect();
-    match tokio::time::timeout(STATEMENT_TIMEOUT, catch_panic(C::execute(connection, &calls))).await {
-        Ok(answers) => answers,
+    let answers = AssertUnwindSafe(C::execute(connection, &calls)).catch_unwind();
+    match tokio::time::timeout(STATEMENT_TIMEOUT, answers).await {
+        Ok(Ok(answers)) => answers,
+        Ok(Err(_panic)) => {
+            tracing::error!("a batched statement panicked");
+            Err(sqlx::Error::WorkerCrashed)
+        }
         Err(_elapsed) => Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()),
     }
-}
-
-/// A panic as an error.
-async fn catch_panic<T>(answers: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
-    let mut answers = std::pin::pin!(answers);
-    std::future::poll_fn(|context| {
-        let polled = catch_unwind(AssertUnwindSafe(|| answers.as_mut().poll(context)));
-        polled.unwrap_or_else(|_panic| {
-            tracing::error!("a batched statement panicked");
-            Poll::Ready(Err(sqlx::Error::WorkerCrashed))
-        })
-    })
-    .await
 }
 
 fn is_panic(error: &sqlx::Error) -> bool {
