@@ -212,7 +212,7 @@ fn role(text: &str) -> Result<Role, CliError> {
 
 impl Who {
     async fn find(&self, db: &PgPool) -> Result<User, CliError> {
-        service::users::find(db, email(&self.email)?).await.map_err(|error| match error {
+        service::users::find(db, &email(&self.email)?).await.map_err(|error| match error {
             Error::NotFound => CliError::Failed(format!("no user has the address {}", self.email)),
             error => error.into(),
         })

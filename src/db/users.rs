@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgExecutor, PgPool};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::batch::{BatchedCall, column};
@@ -199,11 +199,22 @@ impl FoundRow {
     }
 }
 
-/// The user with this address, in whatever case.
-pub async fn find(pool: &PgPool, email: Email) -> sqlx::Result<Option<User>> {
-    let lookup = Lookup { email, client: Ipv4Addr::UNSPECIFIED.into(), buckets: Vec::new(), now: DateTime::default() };
-    let found = Lookup::execute(&mut *pool.acquire().await?, &[&lookup]).await?;
-    Ok(found.into_iter().find_map(|found| found.account).map(|account| account.user))
+/// The user who would sign in with this address (see [`Lookup`]).
+pub async fn find(pool: &PgPool, email: &Email) -> sqlx::Result<Option<User>> {
+    sqlx::query_as!(
+        User,
+        r#"
+        SELECT id AS "id: UserId", email, role AS "role: Role"
+        FROM users
+        WHERE lower(email) IN (lower($1), $2)
+        ORDER BY email = $1 DESC, email = $2 DESC, id
+        LIMIT 1
+        "#,
+        email.as_str(),
+        email.lowered(),
+    )
+    .fetch_optional(pool)
+    .await
 }
 
 /// The user whose address is the subject of an access token, if the session of the token is alive.
@@ -280,44 +291,16 @@ pub async fn insert(
     .await
 }
 
-/// A page of users by id, after `after`; with `email`, only the one who would sign in with it (see [`Lookup`]).
-pub async fn list(pool: &PgPool, after: UserId, limit: i64, email: Option<&str>) -> sqlx::Result<Vec<User>> {
-    match email {
-        Some(email) => {
-            sqlx::query_as!(
-                User,
-                r#"
-                SELECT id AS "id: UserId", email, role AS "role: Role"
-                FROM (
-                    SELECT id, email, role
-                    FROM users
-                    WHERE lower(email) IN (lower($1), $2)
-                    ORDER BY email = $1 DESC, email = $2 DESC, id
-                    LIMIT 1
-                ) AS found
-                WHERE id > $3
-                "#,
-                email,
-                email.to_lowercase(),
-                after as _,
-            )
-            .fetch_all(pool)
-            .await
-        }
-        None => {
-            sqlx::query_as!(
-                User,
-                r#"
-                SELECT id AS "id: UserId", email, role AS "role: Role"
-                FROM users WHERE id > $1 ORDER BY id LIMIT $2
-                "#,
-                after as _,
-                limit,
-            )
-            .fetch_all(pool)
-            .await
-        }
-    }
+/// A page of users by id, after `after`.
+pub async fn list(pool: &PgPool, after: UserId, limit: i64) -> sqlx::Result<Vec<User>> {
+    sqlx::query_as!(
+        User,
+        r#"SELECT id AS "id: UserId", email, role AS "role: Role" FROM users WHERE id > $1 ORDER BY id LIMIT $2"#,
+        after as _,
+        limit,
+    )
+    .fetch_all(pool)
+    .await
 }
 
 /// What became of a change after which an administrator must be left.

@@ -15,6 +15,7 @@ use super::problem::{Location, Problem};
 use super::sessions::{Session, listed};
 use crate::app::App;
 use crate::domain::client::ClientInfo;
+use crate::domain::email::Email;
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::role::Role;
 use crate::service::{sessions, users};
@@ -105,8 +106,8 @@ pub(super) async fn list(
     let size = query.page_size()?;
     let after = query.number("after", i64::MIN..=i64::MAX)?.unwrap_or(i64::MIN);
     // An address with a NUL cannot be stored, so no user has it.
-    let email = query.text("email").map(|email| email.replace('\0', "\u{fffd}"));
-    let page = users::list(&app.db, UserId(after), size, email.as_deref()).await?;
+    let email = query.text("email").map(|email| Email::from_stored(email.replace('\0', "\u{fffd}")));
+    let page = users::list(&app.db, UserId(after), size, email.as_ref()).await?;
     let link = link_to_next("/users/", size, page.next_after().map(|user| user.id));
     Ok((link, Json(page.entries.into_iter().map(User::from).collect())))
 }

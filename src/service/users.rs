@@ -17,8 +17,12 @@ use crate::domain::session::EndReason;
 use crate::error::Error;
 
 /// Lists users by id, those with a greater one than `after`; with `email`, only the one with that address, in any case.
-pub async fn list(db: &PgPool, after: UserId, size: PageSize, email: Option<&str>) -> Result<Page<User>, Error> {
-    Ok(size.page(db::users::list(db, after, size.rows(), email).await?))
+pub async fn list(db: &PgPool, after: UserId, size: PageSize, email: Option<&Email>) -> Result<Page<User>, Error> {
+    let users = match email {
+        Some(email) => db::users::find(db, email).await?.filter(|user| user.id.0 > after.0).into_iter().collect(),
+        None => db::users::list(db, after, size.rows()).await?,
+    };
+    Ok(size.page(users))
 }
 
 /// A user with what administrators see of one.
@@ -27,7 +31,7 @@ pub async fn get(db: &PgPool, id: UserId) -> Result<UserDetails, Error> {
 }
 
 /// The user with this address, in any case.
-pub async fn find(db: &PgPool, email: Email) -> Result<User, Error> {
+pub async fn find(db: &PgPool, email: &Email) -> Result<User, Error> {
     db::users::find(db, email).await?.ok_or(Error::NotFound)
 }
 
