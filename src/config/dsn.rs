@@ -5,6 +5,7 @@
 //! repeats a part of it: with a mistake in it, any part may be one of the password.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -84,20 +85,18 @@ fn decode(text: &str) -> Result<String, String> {
     decoded.map_err(|_| "has a %-encoded character that is not UTF-8".to_owned())
 }
 
-/// The parameters for sqlx, by libpq's names.
+/// The parameters for sqlx, by libpq's names. The last one of a name counts; of `options` sqlx would take all.
 #[derive(Default)]
-struct Parameters(Vec<(&'static str, String)>);
+struct Parameters(BTreeMap<String, String>);
 
 impl Parameters {
     fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().rev().find(|(known, _)| *known == name).map(|(_, value)| value.as_str())
+        self.0.get(name).map(String::as_str)
     }
 
-    fn set(&mut self, name: &'static str, value: String) {
+    fn set(&mut self, name: &str, value: String) {
         if !value.is_empty() {
-            // Of `options` sqlx would take all.
-            self.0.retain(|(known, _)| *known != name);
-            self.0.push((name, value));
+            self.0.insert(name.to_owned(), value);
         }
     }
 
@@ -133,15 +132,13 @@ impl Parameters {
     }
 
     fn read(&mut self, name: &str, value: String, position: usize) -> Result<(), String> {
-        let known = ["user", "password", "dbname", "application_name", "options", "statement-cache-capacity"];
-        if let Some(known) = known.into_iter().find(|known| *known == name) {
-            self.set(known, value);
-            return Ok(());
-        }
         if value.is_empty() {
             return Ok(());
         }
         match (name, value.as_str()) {
+            ("user" | "password" | "dbname" | "application_name" | "options" | "statement-cache-capacity", _) => {
+                self.set(name, value);
+            }
             ("host" | "hostaddr" | "port", value) if value.contains(',') => {
                 return Err(
                     "names several hosts; name one, such as the address that always leads to the primary".to_owned()
@@ -150,28 +147,21 @@ impl Parameters {
             ("port", text) if text.parse::<u16>().is_err() => {
                 return Err("has a port that is no number; in a user name or password : is written %3A".to_owned());
             }
-            ("port", _) => self.set("port", value),
-            ("host", _) => self.set("host", value),
+            ("host" | "port", _) | ("sslrootcert", "system") => self.set(name, value),
             ("hostaddr", address) if address.parse::<IpAddr>().is_ok() && self.get("host").is_none() => {
                 self.set("host", value);
             }
             ("hostaddr", _) => return Err("has a hostaddr that is no address, or stands beside a host".to_owned()),
             // asyncpg's and JDBC's name.
             ("sslmode" | "ssl", "true") => self.set("sslmode", "require".to_owned()),
-            ("sslmode" | "ssl", mode) if SSL_MODES.contains(&mode) => self.set("sslmode", value),
-            ("sslmode" | "ssl", _) => return Err(unknown_mode()),
-            ("sslrootcert", "system") => self.set("sslrootcert", value),
-            ("sslrootcert", path) => {
-                readable("sslrootcert", path)?;
-                self.set("sslrootcert", value);
+            ("sslmode" | "ssl", mode) => {
+                check_mode(mode)?;
+                self.set("sslmode", value);
             }
-            ("sslcert", path) => {
-                readable("sslcert", path)?;
-                self.set("sslcert", value);
-            }
-            ("sslkey", path) => {
-                readable("sslkey", path)?;
-                self.set("sslkey", value);
+            ("sslrootcert" | "sslcert" | "sslkey", path) => {
+                std::fs::File::open(path)
+                    .map_err(|error| format!("has {name}={path}, which cannot be read: {error}"))?;
+                self.set(name, value);
             }
             // Bounded by the service itself, or what it does anyway.
             (
@@ -196,16 +186,14 @@ impl Parameters {
         if self.get("sslmode").is_none()
             && let Some(mode) = environment("PGSSLMODE").filter(|mode| !mode.is_empty())
         {
-            if !SSL_MODES.contains(&mode.as_str()) {
-                return Err(unknown_mode());
-            }
+            check_mode(&mode)?;
             self.set("sslmode", mode);
         }
         if self.get("sslrootcert") == Some("system") {
             if self.get("sslmode").is_some_and(|mode| mode != "verify-full") {
                 return Err("says sslrootcert=system, which goes with sslmode=verify-full only".to_owned());
             }
-            self.0.retain(|(name, _)| *name != "sslrootcert");
+            self.0.remove("sslrootcert");
             self.set("sslmode", "verify-full".to_owned());
         }
         let root = self.get("sslrootcert").is_some();
@@ -242,12 +230,12 @@ fn unsupported(position: usize) -> String {
     format!("has a parameter (number {position}) that is not supported; these are: {SUPPORTED}")
 }
 
-fn unknown_mode() -> String {
-    format!("has an sslmode that is none of {}", SSL_MODES.join(", "))
-}
-
-fn readable(name: &str, path: &str) -> Result<(), String> {
-    std::fs::File::open(path).map(|_| ()).map_err(|error| format!("has {name}={path}, which cannot be read: {error}"))
+fn check_mode(mode: &str) -> Result<(), String> {
+    if SSL_MODES.contains(&mode) {
+        Ok(())
+    } else {
+        Err(format!("has an sslmode that is none of {}", SSL_MODES.join(", ")))
+    }
 }
 
 impl fmt::Debug for Dsn {
