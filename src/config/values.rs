@@ -125,33 +125,3 @@ pub(super) fn role(text: &str) -> Result<Role, String> {
 pub(super) fn former_secret(text: &str) -> Result<SecretString, String> {
     if text.is_empty() { Err("an entry that is empty".to_owned()) } else { Ok(text.into()) }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_origin_is_taken_only_as_browsers_send_it() {
-        for (given, sent) in [
-            ("https://shop.example", Some("https://shop.example")),
-            ("http://localhost:3000", Some("http://localhost:3000")),
-            ("http://[::1]:3000", Some("http://[::1]:3000")),
-            ("https://shop.example/", Some("https://shop.example")),
-            ("https://shop.example?x", Some("https://shop.example")),
-            ("HTTPS://SHOP.example:443", Some("https://shop.example")),
-            ("http://shop.example:443", Some("http://shop.example:443")),
-            ("http://[0:0::1]", Some("http://[::1]")),
-            ("https://user@shop.example", Some("https://shop.example")),
-            ("shop.example", None),
-            ("https://", None),
-            ("https://shop.example:port", None),
-            ("https://schön.example", Some("https://xn--schn-7qa.example")),
-            ("https://*.shop.example", None),
-            ("ftp://shop.example", None),
-            ("null", None),
-        ] {
-            assert_eq!(as_sent_by_browsers(given).as_deref(), sent, "{given}");
-            assert_eq!(origin(given).is_ok(), Some(given) == sent, "{given}");
-        }
-    }
-}

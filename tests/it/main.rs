@@ -38,6 +38,7 @@ mod server;
 mod sessions;
 mod sessions_limit;
 mod sessions_race;
+mod settings;
 mod statements;
 mod takeover;
 mod throttle;
