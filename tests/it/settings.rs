@@ -19,12 +19,16 @@ struct Flags {
 }
 
 /// Production with the two settings that it needs, and further flags.
-fn config(flags: &[&str]) -> Result<Config, Vec<String>> {
+fn given(flags: &[&str]) -> Given<Config> {
     let needed = [format!("--jwt-secret={RANDOM}"), "--postgres-dsn=postgres://auth:pass@localhost/auth".to_owned()];
     let name = |flag: &str| flag.split_once('=').unwrap().0.to_owned();
     let needed = needed.iter().map(String::as_str).filter(|needed| !flags.iter().any(|f| name(f) == name(needed)));
     let flags = std::iter::once("test").chain(needed).chain(flags.iter().copied());
-    Flags::try_parse_from(flags).unwrap().settings.resolve().map_err(|error| error.0)
+    Flags::try_parse_from(flags).unwrap().settings
+}
+
+fn config(flags: &[&str]) -> Result<Config, Vec<String>> {
+    given(flags).resolve().map_err(|error| error.0)
 }
 
 /// The one problem with these flags.
@@ -43,6 +47,60 @@ fn dsn(text: &str) -> Result<Dsn, String> {
 
 fn warns_of_encryption(dsn: &str) -> bool {
     !config(&[&format!("--postgres-dsn={dsn}")]).unwrap().warnings().is_empty()
+}
+
+#[test]
+fn what_is_not_set_has_its_default_or_is_asked_for() {
+    for flags in [&[][..], &["--batch-size="]] {
+        assert_eq!(config(flags).unwrap().batch_size, 128);
+    }
+    let problem = problem(&["--jwt-secret="]).unwrap();
+    assert!(problem.starts_with("JWT_SECRET is not set. Signs tokens; in production at least 32 "), "{problem}");
+}
+
+#[test]
+fn every_problem_is_named_by_its_variable() {
+    let flags = ["--jwt-secret=secret", "--throttle=maybe", "--refresh-batch-size=-1", "--log-level=loud"];
+    let problems = config(&flags).unwrap_err();
+    let named: Vec<_> = problems.iter().map(|problem| problem.split(' ').next().unwrap()).collect();
+    assert_eq!(named, ["LOG_LEVEL", "REFRESH_BATCH_SIZE", "THROTTLE", "JWT_SECRET"]);
+}
+
+#[test]
+fn another_name_is_read_where_the_first_is_not_set() {
+    assert_eq!(config(&["--refresh-batch-size=5"]).unwrap().batch_size, 5);
+    assert_eq!(config(&["--refresh-batch-size=5", "--batch-size=6"]).unwrap().batch_size, 6);
+    let flags = ["--postgres-dsn=", "--database-url=postgres://u:p@other.example/d"];
+    assert_eq!(config(&flags).unwrap().database.postgres_dsn.options.get_host(), "other.example");
+}
+
+#[test]
+fn a_secret_comes_from_a_file_without_its_mark_and_its_last_line_break() {
+    let path = std::env::temp_dir().join(format!("auth-settings-{}", std::process::id()));
+    let file = path.to_str().unwrap();
+    let flags = ["--jwt-secret=", &format!("--jwt-secret-file={file}")];
+    std::fs::write(&path, format!("\u{feff}{RANDOM}\r\n")).unwrap();
+    assert_eq!(config(&flags).unwrap().jwt_secret.expose_secret(), RANDOM);
+    assert_eq!(problem(&flags[1..]).unwrap(), "JWT_SECRET and JWT_SECRET_FILE are both set; set one");
+    std::fs::write(&path, "\u{feff} \n").unwrap();
+    assert_eq!(config(&flags).unwrap_err()[0], format!("JWT_SECRET_FILE: {file} is empty"));
+    std::fs::write(&path, [0xff, 0xfe, b's', 0]).unwrap();
+    assert!(config(&flags).unwrap_err()[0].contains("UTF-8"));
+    std::fs::remove_file(&path).unwrap();
+    assert!(config(&flags).unwrap_err()[0].starts_with(&format!("JWT_SECRET_FILE: {file}: ")));
+}
+
+#[test]
+fn what_is_in_effect_is_printed_with_secrets_masked() {
+    let lines = given(&["--refresh-batch-size=5", "--database-max-connections="]).effective().unwrap();
+    for line in ["JWT_SECRET=********", "POSTGRES_DSN=********", "JWT_SECRET_PREVIOUS=", "BATCH_SIZE=5"] {
+        assert!(lines.lines().any(|found| found == line), "{line} is not in\n{lines}");
+    }
+    assert_eq!(
+        (lines.lines().next(), lines.lines().nth(1)),
+        (Some("POSTGRES_DSN=********"), Some("DATABASE_MAX_CONNECTIONS=10"))
+    );
+    assert!(!lines.contains(RANDOM) && !lines.contains("pass@"), "{lines}");
 }
 
 #[test]
