@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! main      -> cli
-//! cli       -> app clock config domain error http passwords service telemetry
+//! cli       -> app clock config domain error http mail passwords service telemetry
 //! http      -> app config domain error metrics service
-//! service   -> app config db domain error passwords
-//! app       -> clock coalesce config db domain error metrics passwords
+//! service   -> app config db domain error mail passwords
+//! app       -> clock coalesce config db domain error mail metrics passwords
+//! mail      -> config domain
 //! telemetry -> config
 //! config    -> domain passwords
 //! error     -> db domain passwords
@@ -28,6 +29,7 @@ pub mod db;
 pub mod domain;
 pub mod error;
 pub mod http;
+pub mod mail;
 pub mod metrics;
 pub mod passwords;
 pub mod service;

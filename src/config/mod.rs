@@ -6,12 +6,14 @@
 
 mod dsn;
 mod given;
+mod mail;
 mod secret;
 mod settings;
 mod values;
 
 pub use dsn::Dsn;
 pub use given::{ConfigError, Given, Settings, without_byte_order_mark};
+pub use mail::{MailFrom, MailSettings, SmtpServer, SmtpTls};
 pub use settings::{
     Config, CorsOrigins, DatabaseSettings, Environment, HistorySettings, ListenSettings, LogFormat, PasswordSettings,
     UsersListAccess,

@@ -12,7 +12,7 @@ use clap::{Arg, ArgAction, Args};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::values::{List, ON_OFF, former_secret, list, listen_addr, log_level, network, origin, role, whole, word};
-use super::{Dsn, Settings, secret};
+use super::{Dsn, MailSettings, Settings, secret};
 use crate::domain::network::TrustedProxies;
 use crate::domain::password::Argon2Cost;
 use crate::domain::role::Role;
@@ -187,6 +187,9 @@ pub struct Config {
     #[arg(env = "CLEANUP_INTERVAL_SECONDS", default_value = "300", value_name = "SECONDS", help_heading = "Access",
         value_parser = whole(0..=86_400).map(Duration::from_secs))]
     cleanup_interval: Duration,
+
+    #[command(flatten)]
+    pub mail: MailSettings,
 }
 
 /// Variables of former versions, which mean nothing any more.
@@ -234,8 +237,10 @@ impl Settings for HistorySettings {}
 
 impl Settings for Config {
     fn problems(&self) -> Vec<String> {
-        if self.app_env == Environment::Development {
-            return Vec::new();
+        let in_development = self.app_env == Environment::Development;
+        let mail = self.mail.problems(in_development);
+        if in_development {
+            return mail;
         }
         // What a former secret signed is accepted just as well.
         let previous = self.jwt_secret_previous.iter().map(|secret| ("JWT_SECRET_PREVIOUS", secret));
@@ -243,6 +248,7 @@ impl Settings for Config {
         secrets
             .filter(|(_, secret)| !secret.expose_secret().is_empty())
             .filter_map(|(name, secret)| secret::problem(name, secret.expose_secret(), self.jwt_algorithm))
+            .chain(mail)
             .collect()
     }
 }
@@ -285,6 +291,7 @@ impl Config {
                     .to_owned(),
             );
         }
+        warnings.extend(self.mail.warning());
         warnings
     }
 }

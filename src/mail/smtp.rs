@@ -1,0 +1,123 @@
+//! The connections to the mail server (RFC 5321), kept open between mails.
+//!
+//! lettre speaks the protocol. Its pool is not used, because its errors do not tell a refused recipient, which is final,
+//! from a refused login or sender, which a person must mend and which must cost no mail.
+
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use lettre::Address;
+use lettre::transport::smtp::Error;
+use lettre::transport::smtp::authentication::{Credentials, Mechanism};
+use lettre::transport::smtp::client::{AsyncSmtpConnection, TlsParameters};
+use lettre::transport::smtp::commands::{Data, Mail, Rcpt};
+use lettre::transport::smtp::extension::{ClientId, Extension, MailBodyParameter, MailParameter};
+use secrecy::ExposeSecret;
+
+use super::SendError;
+use crate::config::{SmtpServer, SmtpTls};
+
+/// Time for TCP; [`SEND_TIMEOUT`](super::SEND_TIMEOUT) bounds the whole.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection waits for the next mail. Servers close one sooner or later.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_IDLE: usize = 8;
+
+pub(super) struct Smtp {
+    server: SmtpServer,
+    tls: Option<TlsParameters>,
+    /// What the client calls itself.
+    hello: ClientId,
+    idle: Mutex<Vec<(AsyncSmtpConnection, Instant)>>,
+}
+
+impl fmt::Debug for Smtp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Smtp").field("server", &self.server).finish_non_exhaustive()
+    }
+}
+
+impl Smtp {
+    pub(super) fn new(server: SmtpServer, domain: String) -> Result<Self, Error> {
+        let tls = match server.tls {
+            SmtpTls::Off => None,
+            SmtpTls::Implicit | SmtpTls::StartTls => Some(TlsParameters::new_rustls(server.host.clone())?),
+        };
+        Ok(Self { server, tls, hello: ClientId::Domain(domain), idle: Mutex::default() })
+    }
+
+    pub(super) async fn send(&self, from: &Address, to: Address, mail: &[u8]) -> Result<(), SendError> {
+        // Only the local part can be: it takes a server that knows RFC 6531.
+        let beyond_ascii = !AsRef::<str>::as_ref(&to).is_ascii();
+        let parameters = if beyond_ascii {
+            vec![MailParameter::SmtpUtfEight, MailParameter::Body(MailBodyParameter::EightBitMime)]
+        } else {
+            Vec::new()
+        };
+        let mut connection = self.begin(Mail::new(Some(from.clone()), parameters)).await.map_err(failed)?;
+        if beyond_ascii && !connection.server_info().supports_feature(Extension::SmtpUtfEight) {
+            return Err(SendError::Rejected("the server takes no address beyond ASCII".to_owned()));
+        }
+        connection.command(Rcpt::new(to, Vec::new())).await.map_err(refused)?;
+        connection.command(Data).await.map_err(refused)?;
+        connection.message(mail).await.map_err(refused)?;
+        self.keep(connection);
+        Ok(())
+    }
+
+    /// A connection that has taken the sender.
+    async fn begin(&self, mail: Mail) -> Result<AsyncSmtpConnection, Error> {
+        // The server may have closed it, or take no further mail on it. A new one settles that at once.
+        if let Some(mut connection) = self.idle_connection()
+            && connection.command(mail.clone()).await.is_ok()
+        {
+            return Ok(connection);
+        }
+        let mut connection = self.connect().await?;
+        connection.command(mail).await?;
+        Ok(connection)
+    }
+
+    async fn connect(&self) -> Result<AsyncSmtpConnection, Error> {
+        let server = (self.server.host.as_str(), self.server.port);
+        let implicit = self.tls.clone().filter(|_| self.server.tls == SmtpTls::Implicit);
+        let mut connection =
+            AsyncSmtpConnection::connect_tokio1(server, Some(CONNECT_TIMEOUT), &self.hello, implicit, None).await?;
+        if let Some(tls) = self.tls.clone()
+            && self.server.tls == SmtpTls::StartTls
+        {
+            connection.starttls(tls, &self.hello).await?;
+        }
+        if let Some((user, password)) = &self.server.login {
+            let credentials = Credentials::new(user.clone(), password.expose_secret().to_owned());
+            connection.auth(&[Mechanism::Plain, Mechanism::Login], &credentials).await?;
+        }
+        Ok(connection)
+    }
+
+    fn idle_connection(&self) -> Option<AsyncSmtpConnection> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|(_, since)| since.elapsed() < IDLE_TIMEOUT);
+        idle.pop().map(|(connection, _)| connection)
+    }
+
+    fn keep(&self, connection: AsyncSmtpConnection) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < MAX_IDLE {
+            idle.push((connection, Instant::now()));
+        }
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn failed(error: Error) -> SendError {
+    SendError::Failed(error.to_string())
+}
+
+/// What an answer to the recipient or to the mail itself means.
+fn refused(error: Error) -> SendError {
+    // 530: the server wants a login first (RFC 4954 §6), which is not the recipient's fault.
+    let wants_login = error.status().is_some_and(|code| u16::from(code) == 530);
+    if error.is_permanent() && !wants_login { SendError::Rejected(error.to_string()) } else { failed(error) }
+}
