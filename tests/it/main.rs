@@ -13,6 +13,7 @@ mod support;
 
 mod batch;
 mod bearer;
+mod bodies;
 mod claim_attacks;
 mod cleanup;
 mod clock;
