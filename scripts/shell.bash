@@ -77,6 +77,25 @@ need_packages() {
   eval "$probe" >/dev/null 2>&1 || die "install $* and try again."
 }
 
+# need_unpacked PACKAGE: Debian's package in a folder of that name below target/, so that none of its services start on this
+# machine. Fails where it cannot be had.
+need_unpacked() {
+  local into=$target/$1 sudo=()
+  [ ! -d "$into" ] || return 0
+  command -v apt-get >/dev/null || return
+  if [ "$(id -u)" -ne 0 ]; then sudo=(sudo -n); fi
+  say "unpacking $1 in $into"
+  rm -rf "$into.new"
+  mkdir -p "$into.new"
+  # shellcheck disable=SC2016  # expanded by the shell it is for
+  attend timeout 300 bash -euc '
+    cd "$1"
+    apt-get download -qq "$2" || { "${@:3}" apt-get update -qq && apt-get download -qq "$2"; }
+    dpkg-deb -x ./*.deb .
+    rm ./*.deb' bash "$into.new" "$1" "${sudo[@]}" >"$target/apt.log" 2>&1 || return
+  mv "$into.new" "$into"
+}
+
 # need_venv DIR REQUIREMENTS: the packages of that file in a Python virtual environment; fails where they cannot be had.
 need_venv() {
   if cmp -s "$2" "$1/requirements.txt"; then return; fi
