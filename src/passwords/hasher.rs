@@ -1,4 +1,10 @@
-//! Hashes and verifies passwords: all of it in one [`WorkerPool`], in memory that each worker allocates once and keeps.
+//! Hashes and verifies passwords in a [`WorkerPool`], in memory that each worker allocates once and keeps.
+//!
+//! Foreign hashes (see [`super::refusal_delay`]) have a smaller pool of their own, so that dear ones leave logins with
+//! current hashes their workers. While any is left, every login that is not right by then goes through both: first a hash
+//! at the current cost, whatever the account has; then a turn in the pool of foreign hashes, which takes equally long for
+//! all that are refused. So neither the time of a refusal nor a full queue tells an account with a foreign hash from
+//! another one or from none, however many attempts come at once.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -33,8 +39,6 @@ pub struct Checked {
     pub verdict: Verdict,
     /// A new hash to store, where the password was right and its hash outdated.
     pub replacement: Option<PasswordHash>,
-    /// How long the verification took on its thread.
-    took: Duration,
 }
 
 #[derive(Debug)]
@@ -52,6 +56,8 @@ type Scratch = Option<Memory>;
 #[derive(Debug)]
 pub struct Hasher {
     pool: WorkerPool<Scratch>,
+    /// With half as many workers.
+    foreign_pool: WorkerPool<Scratch>,
     shared: Arc<Shared>,
 }
 
@@ -65,9 +71,11 @@ impl Hasher {
     /// When the system gives no thread.
     pub fn start(settings: HasherSettings, metrics: HasherMetrics) -> std::io::Result<Self> {
         let HasherMetrics { pool, seconds, capacity_per_second } = metrics;
+        let foreign = PoolSettings { concurrency: (settings.pool.concurrency / 2).max(1), ..settings.pool };
+        let foreign_pool = WorkerPool::start(foreign, pool.clone())?;
         let pool = WorkerPool::start(settings.pool, pool)?;
         let timings = Mutex::new(HashTimings::new(settings.cost));
-        Ok(Self { pool, shared: Arc::new(Shared { timings, settings, seconds, capacity_per_second }) })
+        Ok(Self { pool, foreign_pool, shared: Arc::new(Shared { timings, settings, seconds, capacity_per_second }) })
     }
 
     /// Admits a caller that is going to hash or verify one password, or refuses it, before anything else is spent on the
@@ -75,37 +83,30 @@ impl Hasher {
     pub async fn acquire(&self) -> Result<HashSlot<'_>, Overloaded> {
         let expected = self.shared.timings().current();
         let slot = self.pool.acquire(expected).await?;
-        Ok(HashSlot { slot, shared: &self.shared })
+        Ok(HashSlot { slot, hasher: self })
     }
 
     /// Whether no worker has ended.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.pool.is_complete()
-    }
-
-    /// How much longer to wait before a refusal, so that it comes when the slowest one of any account would (see
-    /// [`super::refusal_delay`]). Zero once no foreign hash is left.
-    #[must_use]
-    pub fn refusal_delay(&self, checked: &Checked) -> Duration {
-        self.shared.timings().refusal().saturating_sub(checked.took)
+        self.pool.is_complete() && self.foreign_pool.is_complete()
     }
 
     /// Sets which costs the hashes in the table have. New ones are measured at once, so that the first refusal is already
-    /// delayed.
+    /// delayed by the right time.
     pub async fn set_foreign(&self, costs: Vec<HashCost>) {
         let unmeasured = self.shared.timings().set_foreign(costs);
         for cost in unmeasured.into_iter().flat_map(|cost| [cost; FIRST_SAMPLES]) {
             let expected = self.shared.timings().expected(cost);
             // A pool that is overloaded gets its samples from the logins it serves.
-            let Ok(slot) = self.pool.acquire(expected).await else { return };
+            let Ok(slot) = self.foreign_pool.acquire(expected).await else { return };
             let shared = Arc::clone(&self.shared);
             let measure = move |scratch: &mut Scratch| {
                 let started = Instant::now();
                 cost.compute(shared.memory(scratch));
                 shared.measured(cost, started.elapsed());
             };
-            let _ = slot.run(expected, true, measure).await;
+            let _ = slot.run(expected, measure).await;
         }
     }
 }
@@ -114,34 +115,58 @@ impl Hasher {
 #[derive(Debug)]
 pub struct HashSlot<'a> {
     slot: Slot<'a, Scratch>,
-    shared: &'a Arc<Shared>,
+    hasher: &'a Hasher,
 }
 
 impl HashSlot<'_> {
     /// Hashes a chosen password.
     pub async fn hash(self, password: Password) -> Result<PasswordHash, Overloaded> {
-        let shared = Arc::clone(self.shared);
+        let shared = Arc::clone(&self.hasher.shared);
         let work = move |scratch: &mut Scratch| {
             let started = Instant::now();
             let hash = password::hash(&password, shared.settings.cost, shared.memory(scratch));
             shared.measured(shared.settings.cost.into(), started.elapsed());
             hash
         };
-        let expected = self.shared.timings().current();
-        self.slot.run(expected, false, work).await
+        let expected = self.hasher.shared.timings().current();
+        self.slot.run(expected, work).await
     }
 
-    /// Verifies a password against a stored hash. Without one, for an unknown account, it costs the same.
+    /// Verifies a password against a stored hash. Without one, for an unknown account, it takes the same time.
     pub async fn verify(self, password: Password, stored: Option<PasswordHash>) -> Result<Checked, Overloaded> {
-        let shared = Arc::clone(self.shared);
-        // Where there is no usable hash, one at the cost of new ones is computed.
-        let cost = stored.as_ref().and_then(|stored| Scheme::of(stored).cost()).unwrap_or(shared.settings.cost.into());
-        let (expected, foreign) = {
-            let timings = shared.timings();
-            (timings.expected(cost), timings.is_foreign(cost))
+        let shared = &self.hasher.shared;
+        let foreign = stored.as_ref().and_then(|hash| shared.foreign_cost_of(hash));
+        let (expected, refusal) = {
+            let mut timings = shared.timings();
+            (timings.current(), timings.refusal(foreign))
         };
-        let work = move |scratch: &mut Scratch| shared.check(&password, stored.as_ref(), cost, shared.memory(scratch));
-        self.slot.run(expected, foreign, work).await
+        let current = stored.clone().filter(|_| foreign.is_none());
+        let (worker, tried) = (Arc::clone(shared), password.clone());
+        let first = move |scratch: &mut Scratch| {
+            worker.check(&tried, current.as_ref(), worker.settings.cost.into(), worker.memory(scratch))
+        };
+        let checked = self.slot.run(expected, first).await?;
+        let Some(refusal) = refusal.filter(|_| !checked.is_match()) else { return Ok(checked) };
+        let slot = self.hasher.foreign_pool.acquire(refusal).await?;
+        let worker = Arc::clone(shared);
+        let second = move |scratch: &mut Scratch| {
+            let started = Instant::now();
+            let checked = match foreign {
+                Some(cost) => worker.check(&password, stored.as_ref(), cost, worker.memory(scratch)),
+                None => checked,
+            };
+            if !checked.is_match() {
+                std::thread::sleep(refusal.saturating_sub(started.elapsed()));
+            }
+            checked
+        };
+        slot.run(refusal, second).await
+    }
+}
+
+impl Checked {
+    fn is_match(&self) -> bool {
+        matches!(self.verdict, Verdict::Match { .. })
     }
 }
 
@@ -149,6 +174,11 @@ impl Shared {
     fn timings(&self) -> MutexGuard<'_, HashTimings> {
         // No code that can panic runs under the lock, so a poisoned one is still consistent.
         self.timings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The cost of a hash, if that is not the cost of new ones.
+    fn foreign_cost_of(&self, hash: &PasswordHash) -> Option<HashCost> {
+        Scheme::of(hash).cost().filter(|&cost| cost != self.settings.cost.into())
     }
 
     fn memory<'a>(&self, scratch: &'a mut Scratch) -> &'a mut Memory {
@@ -170,11 +200,10 @@ impl Shared {
             let _ = password::hash(password, current, memory);
             Verdict::Mismatch
         };
-        let took = started.elapsed();
-        self.measured(cost, took);
+        self.measured(cost, started.elapsed());
         let outdated = verdict == Verdict::Match { outdated: true };
         let replacement = (outdated && self.settings.rehash).then(|| password::hash(password, current, memory));
-        Checked { verdict, replacement, took }
+        Checked { verdict, replacement }
     }
 
     fn measured(&self, cost: HashCost, took: Duration) {
@@ -209,38 +238,74 @@ mod tests {
         Hasher::start(settings, metrics).unwrap()
     }
 
-    /// The time after which a wrong password is refused, the wait for a worker left out.
-    async fn refusal(hasher: &Hasher, stored: Option<&str>) -> (Duration, Duration) {
+    /// How long six wrong passwords at once take to be refused, sorted.
+    async fn refusals(hasher: &Arc<Hasher>, stored: Option<&str>) -> Vec<Duration> {
         let stored = stored.map(|text| PasswordHash::from_stored(text.to_owned()));
-        let checked =
-            hasher.acquire().await.unwrap().verify(Password::attempt("wrong".to_owned()), stored).await.unwrap();
-        (checked.took, checked.took + hasher.refusal_delay(&checked))
+        let started = Instant::now();
+        let attempts: Vec<_> = (0..6)
+            .map(|_| {
+                let (hasher, stored) = (Arc::clone(hasher), stored.clone());
+                tokio::spawn(async move {
+                    let slot = hasher.acquire().await.unwrap();
+                    let checked = slot.verify(Password::attempt("wrong".to_owned()), stored).await.unwrap();
+                    assert!(!checked.is_match());
+                    started.elapsed()
+                })
+            })
+            .collect();
+        let mut times = Vec::new();
+        for attempt in attempts {
+            times.push(attempt.await.unwrap());
+        }
+        times.sort_unstable();
+        times
     }
 
     #[tokio::test]
-    async fn every_refusal_comes_when_the_slowest_one_would() {
-        let hasher = hasher();
-        hasher.set_foreign(vec![HashCost::Bcrypt { cost: 4 }]).await;
-        let argon2 = hasher.acquire().await.unwrap().hash(Password::attempt("right".to_owned())).await.unwrap();
-        for stored in [None, Some(argon2.as_str()), Some(""), Some(BCRYPT), Some(CHEAP)] {
-            let (took, refused) = refusal(&hasher, stored).await;
-            let slowest = hasher.shared.timings().refusal();
-            assert_eq!(refused, slowest.max(took), "{stored:?}");
+    async fn refusals_of_every_account_take_turns_of_the_same_length() {
+        let hasher = Arc::new(hasher());
+        let current = hasher.acquire().await.unwrap().hash(Password::attempt("right".to_owned())).await.unwrap();
+        // Far more than any of the hashes takes, so that only the turns tell.
+        let turn = Duration::from_millis(60);
+        let bcrypt = HashCost::Bcrypt { cost: 4 };
+        hasher.shared.timings().set_foreign(vec![bcrypt]);
+        for stored in [None, Some(current.as_str()), Some(""), Some(BCRYPT), Some(CHEAP)] {
+            for _ in 0..32 {
+                hasher.shared.timings().add(bcrypt, turn);
+            }
+            for (times, took) in (1..).zip(refusals(&hasher, stored).await) {
+                assert!(took >= turn * times, "{stored:?}: refusal {times} came after {took:?}");
+            }
         }
+    }
+
+    #[tokio::test]
+    async fn a_right_password_waits_for_no_turn_that_it_does_not_need() {
+        let hasher = hasher();
+        let right = || Password::attempt("right".to_owned());
+        let current = hasher.acquire().await.unwrap().hash(right()).await.unwrap();
+        hasher.shared.timings().refusal(Some(HashCost::Bcrypt { cost: 4 }));
+        let before = hasher.foreign_pool.acquire(Duration::from_hours(1)).await.unwrap();
+        let slot = hasher.acquire().await.unwrap();
+        assert!(slot.verify(right(), Some(current.clone())).await.unwrap().is_match());
+        // A full queue refuses all others, wrong or foreign.
+        for stored in [None, Some(current), Some(PasswordHash::from_stored(BCRYPT.to_owned()))] {
+            let slot = hasher.acquire().await.unwrap();
+            slot.verify(Password::attempt("wrong".to_owned()), stored).await.unwrap_err();
+        }
+        drop(before);
     }
 
     #[tokio::test]
     async fn no_refusal_is_delayed_once_no_foreign_hash_is_left() {
-        let hasher = hasher();
+        let hasher = Arc::new(hasher());
         for foreign in [BCRYPT, CHEAP] {
-            let (took, refused) = refusal(&hasher, None).await;
-            assert_eq!(refused, took);
+            assert_eq!(hasher.shared.timings().refusal(None), None);
             // One is met before the table was looked at, and is gone again.
-            refusal(&hasher, Some(foreign)).await;
-            assert!(hasher.shared.timings().refusal() > Duration::ZERO);
+            refusals(&hasher, Some(foreign)).await;
+            assert!(hasher.shared.timings().refusal(None) > Some(Duration::ZERO));
             hasher.set_foreign(Vec::new()).await;
         }
-        let (took, refused) = refusal(&hasher, None).await;
-        assert_eq!(refused, took);
+        assert_eq!(hasher.shared.timings().refusal(None), None);
     }
 }

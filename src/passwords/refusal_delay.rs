@@ -2,9 +2,9 @@
 //! at another cost than new ones, such as the bcrypt hashes of the Python service, or all that were made before the
 //! settings were changed.
 //!
-//! A refusal waits until the slowest verification of any account would be done, so that its time does not tell an account
-//! with a foreign hash from another one or from none. Waiting for the average, or for a random one of their times, would
-//! not do: refusals of some accounts would come late, or early, more often than others.
+//! A refusal takes as long as the slowest foreign hash ([`super::hasher`] has the turns), so that its time does not tell an
+//! account with a foreign hash from another one or from none. The average, or a random one of their times, would not do:
+//! refusals of some accounts would come late, or early, more often than others.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -28,19 +28,17 @@ impl HashTimings {
         Self { cost, current: Timings::default(), foreign: BTreeMap::new() }
     }
 
-    pub(super) fn is_foreign(&self, cost: HashCost) -> bool {
+    fn is_foreign(&self, cost: HashCost) -> bool {
         cost != self.cost.into()
     }
 
-    /// Sets which costs hashes in the table have. Returns those of which no time is known yet but will be needed.
+    /// Sets which costs hashes in the table have. Returns the foreign ones of which no time is known yet.
     pub(super) fn set_foreign(&mut self, costs: Vec<HashCost>) -> Vec<HashCost> {
         let mut known = std::mem::take(&mut self.foreign);
         let foreign = costs.into_iter().filter(|&cost| self.is_foreign(cost));
         self.foreign = foreign.map(|cost| (cost, known.remove(&cost).unwrap_or_default())).collect();
-        let current = (HashCost::from(self.cost), &self.current);
-        let needed = self.foreign.iter().map(|(&cost, timings)| (cost, timings));
-        let needed = needed.chain((!self.foreign.is_empty()).then_some(current));
-        needed.filter(|(_, timings)| timings.0.is_empty()).map(|(cost, _)| cost).collect()
+        let unmeasured = self.foreign.iter().filter(|(_, timings)| timings.0.is_empty());
+        unmeasured.map(|(&cost, _)| cost).collect()
     }
 
     /// Adds a time. A foreign hash may be met before it is found in the table.
@@ -69,12 +67,14 @@ impl HashTimings {
         })
     }
 
-    /// How long a refusal takes in all; zero, that is as long as it takes anyway, once no foreign hash is left.
-    pub(super) fn refusal(&self) -> Duration {
-        if self.foreign.is_empty() {
-            return Duration::ZERO;
+    /// How long the turn of a refusal takes, for all accounts; `None` once no foreign hash is left. `met` is the foreign
+    /// cost of the account's own hash, which may not have been seen in the table yet.
+    pub(super) fn refusal(&mut self, met: Option<HashCost>) -> Option<Duration> {
+        if let Some(cost) = met {
+            self.foreign.entry(cost).or_default();
         }
-        self.foreign.values().chain([&self.current]).filter_map(Timings::longest).max().unwrap_or_default()
+        let turns = self.foreign.iter();
+        turns.map(|(&cost, timings)| timings.longest().unwrap_or_else(|| self.expected(cost))).max()
     }
 }
 
@@ -144,17 +144,19 @@ mod tests {
     fn a_refusal_takes_as_long_as_the_slowest_kind_that_is_left() {
         let mut timings = HashTimings::new(COST);
         timings.add(COST.into(), ms(16));
-        assert_eq!(timings.refusal(), ms(0));
+        assert_eq!(timings.refusal(None), None);
         let cheap = HashCost::Argon2 { m_kib: 7168, t: 1, lanes: 1 };
         assert_eq!(timings.set_foreign(vec![COST.into(), cheap]), [cheap]);
-        timings.add(cheap, ms(8));
-        assert_eq!(timings.refusal(), ms(18));
+        assert_eq!(timings.refusal(None), Some(ms(8)), "as estimated");
+        timings.add(cheap, ms(16));
+        assert_eq!(timings.refusal(None), Some(ms(18)));
         assert_eq!(timings.set_foreign(vec![COST.into(), cheap, BCRYPT]), [BCRYPT]);
         timings.add(BCRYPT, ms(80));
-        assert_eq!(timings.refusal(), ms(90));
+        assert_eq!(timings.refusal(None), Some(ms(90)));
         assert!(timings.set_foreign(vec![COST.into(), cheap]).is_empty());
-        assert_eq!(timings.refusal(), ms(18));
+        assert_eq!(timings.refusal(None), Some(ms(18)));
+        assert_eq!(timings.refusal(Some(BCRYPT)), Some(timings.expected(BCRYPT)), "before it was found in the table");
         assert!(timings.set_foreign(vec![COST.into()]).is_empty());
-        assert_eq!(timings.refusal(), ms(0));
+        assert_eq!(timings.refusal(None), None);
     }
 }

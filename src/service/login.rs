@@ -1,9 +1,8 @@
 //! Signing in with a password.
 //!
 //! A refused login does not tell whether the account exists: an unknown address and a wrong password cost one real hash
-//! each and get the same answer. While hashes of other schemes or costs are left, every refusal is delayed until the
-//! slowest of theirs would have come ([`crate::passwords::hasher::Hasher::refusal_delay`]). A throttled attempt is answered before any
-//! hash, for known and unknown accounts alike.
+//! each and get the same answer at the same time, also while hashes of other schemes or costs are left
+//! ([`crate::passwords::hasher`]). A throttled attempt is answered before any hash, for known and unknown accounts alike.
 
 use super::audit::audit;
 use super::tokens::new_session;
@@ -95,7 +94,6 @@ pub(super) async fn verify_password(
             "the stored password hash is unusable; the user cannot sign in"
         );
     }
-    tokio::time::sleep(app.hasher.refusal_delay(&checked)).await;
     audit(event, "invalid", user_id, None, client.ip);
     Err(Error::InvalidCredentials)
 }

@@ -51,7 +51,6 @@ struct Job<S> {
     /// Dropped without an outcome, it tells the caller that the job waited too long, or panicked.
     work: Work<S>,
     expected: Duration,
-    limited: bool,
     deadline: Instant,
 }
 
@@ -60,10 +59,6 @@ struct State<S> {
     next_ticket: u64,
     /// Sum of the expected costs of all admitted jobs: not yet enqueued, in the queue, and on the workers.
     backlog: Duration,
-    /// The same, of limited jobs that are in the queue or on the workers.
-    limited_backlog: Duration,
-    /// Workers with a limited job.
-    limited_workers: usize,
     /// When the group of callers admitted last is released.
     release_at: Instant,
     /// Finished jobs whose callers are notified together, at `notify_at`.
@@ -120,8 +115,6 @@ impl<S: Default + 'static> WorkerPool<S> {
             queue: VecDeque::new(),
             next_ticket: 0,
             backlog: Duration::ZERO,
-            limited_backlog: Duration::ZERO,
-            limited_workers: 0,
             release_at: now,
             done: Vec::new(),
             notify_at: now,
@@ -181,12 +174,10 @@ impl<S> std::fmt::Debug for Slot<'_, S> {
 }
 
 impl<S> Slot<'_, S> {
-    /// Runs the work on a worker. By now it may be known better how long it takes: `expected`. At most half of the workers
-    /// run limited jobs at the same time.
+    /// Runs the work on a worker. By now it may be known better how long it takes: `expected`.
     pub async fn run<T: Send + 'static>(
         mut self,
         expected: Duration,
-        limited: bool,
         work: impl FnOnce(&mut S) -> T + Send + 'static,
     ) -> Result<T, Overloaded> {
         let (sender, receiver) = oneshot::channel();
@@ -197,23 +188,15 @@ impl<S> Slot<'_, S> {
                 let _ = sender.send(outcome);
             })
         });
-        self.enqueue(expected, limited, work)?;
+        self.enqueue(expected, work);
         receiver.await.map_err(|_| {
             self.shared.metrics.shed.inc();
             self.shared.overloaded(&self.shared.lock())
         })
     }
 
-    fn enqueue(&mut self, expected: Duration, limited: bool, work: Work<S>) -> Result<(), Overloaded> {
+    fn enqueue(&mut self, expected: Duration, work: Work<S>) {
         let mut state = self.shared.lock();
-        if limited {
-            let wait = divided(state.limited_backlog, self.shared.limited_workers());
-            if wait > self.shared.settings.max_wait {
-                self.shared.metrics.shed.inc();
-                return Err(Overloaded { retry_after: wait });
-            }
-            state.limited_backlog += expected;
-        }
         state.backlog = state.backlog.saturating_sub(self.expected) + expected;
         self.expected = expected;
         let ticket = state.next_ticket;
@@ -221,11 +204,10 @@ impl<S> Slot<'_, S> {
         self.ticket = Some(ticket);
         // Estimates err. A job that waited half as long again as was promised is dropped by the worker that takes it.
         let deadline = Instant::now() + self.shared.settings.max_wait * 3 / 2;
-        state.queue.push_back(Job { ticket, work, expected, limited, deadline });
+        state.queue.push_back(Job { ticket, work, expected, deadline });
         self.shared.metrics.queue_depth.inc();
         drop(state);
         self.shared.enqueued.notify_one();
-        Ok(())
     }
 }
 
@@ -240,20 +222,8 @@ impl<S> Drop for Slot<'_, S> {
         if let Ok(index) = state.queue.binary_search_by_key(&ticket, |job| job.ticket)
             && let Some(job) = state.queue.remove(index)
         {
-            self.shared.release(&mut state, job.expected, job.limited);
+            self.shared.release(&mut state, job.expected);
         }
-    }
-}
-
-/// How long the backlog keeps so many workers busy.
-fn divided(backlog: Duration, workers: usize) -> Duration {
-    backlog / u32::try_from(workers).unwrap_or(u32::MAX)
-}
-
-impl<S> State<S> {
-    /// Whether a caller would have to wait for workers. Limited jobs may wait while there are workers.
-    fn is_waited_for(&self) -> bool {
-        self.queue.iter().any(|job| !job.limited)
     }
 }
 
@@ -264,11 +234,7 @@ impl<S> Shared<S> {
     }
 
     fn wait(&self, state: &State<S>) -> Duration {
-        divided(state.backlog, self.settings.concurrency)
-    }
-
-    fn limited_workers(&self) -> usize {
-        (self.settings.concurrency / 2).max(1)
+        state.backlog / u32::try_from(self.settings.concurrency).unwrap_or(u32::MAX)
     }
 
     fn overloaded(&self, state: &State<S>) -> Overloaded {
@@ -278,10 +244,10 @@ impl<S> Shared<S> {
     /// How long a caller waits for a group: not at all while nobody waits for a worker, else a small share of its
     /// wait.
     fn group_delay(&self, state: &State<S>) -> Duration {
-        if state.is_waited_for() {
-            (self.wait(state) / GROUP_DELAY_SHARE).min(self.max_group_delay)
-        } else {
+        if state.queue.is_empty() {
             Duration::ZERO
+        } else {
+            (self.wait(state) / GROUP_DELAY_SHARE).min(self.max_group_delay)
         }
     }
 
@@ -293,7 +259,7 @@ impl<S> Shared<S> {
         }
         // The first caller of a group sets the time for all of it.
         let now = Instant::now();
-        if !state.is_waited_for() || state.release_at <= now {
+        if state.queue.is_empty() || state.release_at <= now {
             state.release_at = now + self.group_delay(&state);
         }
         state.backlog += expected;
@@ -301,11 +267,8 @@ impl<S> Shared<S> {
     }
 
     /// Takes a job that was enqueued off the backlog.
-    fn release(&self, state: &mut State<S>, expected: Duration, limited: bool) {
+    fn release(&self, state: &mut State<S>, expected: Duration) {
         state.backlog = state.backlog.saturating_sub(expected);
-        if limited {
-            state.limited_backlog = state.limited_backlog.saturating_sub(expected);
-        }
         self.metrics.queue_depth.dec();
     }
 
@@ -316,10 +279,7 @@ impl<S> Shared<S> {
             if state.closed {
                 return None;
             }
-            let limit_reached = state.limited_workers >= self.limited_workers();
-            let next = state.queue.iter().position(|job| !(job.limited && limit_reached));
-            let job = next.and_then(|index| state.queue.remove(index));
-            state.limited_workers += usize::from(job.as_ref().is_some_and(|job| job.limited));
+            let job = state.queue.pop_front();
             let due = job.as_ref().is_none_or(|job| state.notify_at < Instant::now() + job.expected);
             if due && !state.done.is_empty() {
                 let done = std::mem::take(&mut state.done);
@@ -337,18 +297,13 @@ impl<S> Shared<S> {
     }
 
     /// Without `notify` the job has no outcome.
-    fn finish(&self, expected: Duration, limited: bool, notify: Option<Notify>) {
+    fn finish(&self, expected: Duration, notify: Option<Notify>) {
         let mut state = self.lock();
-        self.release(&mut state, expected, limited);
+        self.release(&mut state, expected);
         if state.done.is_empty() {
             state.notify_at = Instant::now() + self.group_delay(&state);
         }
         state.done.extend(notify);
-        if limited {
-            state.limited_workers -= 1;
-            // Another worker may have left a limited job for this moment.
-            self.enqueued.notify_one();
-        }
     }
 }
 
@@ -367,10 +322,10 @@ impl<S: Default> Alive<'_, S> {
         // Where this is not permitted, or not Linux, the workers run at normal priority.
         let _ = rustix::process::nice(NICENESS);
         let mut scratch = S::default();
-        while let Some(Job { work, expected, limited, deadline, .. }) = shared.next() {
+        while let Some(Job { work, expected, deadline, .. }) = shared.next() {
             if Instant::now() >= deadline {
                 // Finished first: the caller that is told may come back at once.
-                shared.finish(expected, limited, None);
+                shared.finish(expected, None);
                 drop(work);
                 continue;
             }
@@ -380,7 +335,7 @@ impl<S: Default> Alive<'_, S> {
                 tracing::error!("a job of the password workers panicked");
                 scratch = S::default();
             }
-            shared.finish(expected, limited, notify);
+            shared.finish(expected, notify);
         }
     }
 }

@@ -7,13 +7,9 @@ const BRIEF: Duration = Duration::from_millis(1);
 const LONG: Duration = Duration::from_mins(1);
 
 fn pool(max_wait: Duration) -> WorkerPool<()> {
-    pool_of(1, max_wait)
-}
-
-fn pool_of(concurrency: usize, max_wait: Duration) -> WorkerPool<()> {
     let metrics = crate::metrics::Metrics::new();
     let metrics = PoolMetrics { queue_depth: metrics.hash_queue_depth, shed: metrics.hash_shed };
-    WorkerPool::with_group_delay(PoolSettings { concurrency, max_wait }, LONG, metrics).unwrap()
+    WorkerPool::with_group_delay(PoolSettings { concurrency: 1, max_wait }, LONG, metrics).unwrap()
 }
 
 /// Runs a job that says when it begins, and ends when `end` is dropped.
@@ -22,7 +18,7 @@ async fn hold(slot: Slot<'_, ()>, begun: mpsc::Sender<()>, end: mpsc::Receiver<(
         begun.send(()).unwrap();
         let _ = end.recv();
     };
-    slot.run(BRIEF, false, work).await.unwrap();
+    slot.run(BRIEF, work).await.unwrap();
 }
 
 #[tokio::test]
@@ -37,7 +33,7 @@ async fn an_admitted_caller_counts_until_it_goes_away() {
     let fourth = pool.acquire(LONG).await.unwrap();
     drop(third);
     // The better estimate replaces the first one.
-    fourth.run(BRIEF, false, |()| ()).await.unwrap();
+    fourth.run(BRIEF, |()| ()).await.unwrap();
     assert_eq!(pool.shared.lock().backlog, Duration::ZERO);
 }
 
@@ -52,7 +48,7 @@ async fn callers_are_released_at_once_while_the_queue_is_empty_and_together_othe
     // The worker is busy, but the queue is empty.
     let (second, at_once) = pool.shared.admit(LONG).unwrap();
     assert!(at_once <= Instant::now());
-    let mut second = std::pin::pin!(second.run(LONG, false, |()| ()));
+    let mut second = std::pin::pin!(second.run(LONG, |()| ()));
     assert!(poll(second.as_mut()).await.is_pending());
 
     let before = Instant::now();
@@ -94,66 +90,13 @@ async fn callers_are_notified_together_while_others_wait() {
 }
 
 #[tokio::test]
-async fn limited_jobs_leave_half_of_the_workers_to_others() {
-    let pool = pool_of(4, LONG);
-    let (begun, begins) = mpsc::channel();
-    let mut limited = Vec::new();
-    for number in 0..4 {
-        let (end, ended) = mpsc::channel::<()>();
-        let begun = begun.clone();
-        let work = move |(): &mut ()| {
-            begun.send(number).unwrap();
-            let _ = ended.recv();
-        };
-        let mut caller = Box::pin(pool.shared.admit(BRIEF).unwrap().0.run(BRIEF, true, work));
-        assert!(poll(caller.as_mut()).await.is_pending());
-        limited.push((end, caller));
-    }
-    let mut first = [begins.recv().unwrap(), begins.recv().unwrap()];
-    first.sort_unstable();
-    assert_eq!(first, [0, 1]);
-    // Others pass those that wait.
-    for _ in 0..3 {
-        pool.acquire(BRIEF).await.unwrap().run(BRIEF, false, |()| ()).await.unwrap();
-    }
-    assert!(begins.try_recv().is_err(), "more than half of the workers run limited jobs");
-    for (number, (end, caller)) in limited.into_iter().enumerate() {
-        drop(end);
-        caller.await.unwrap();
-        if number < 2 {
-            assert_eq!(begins.recv().unwrap(), number + 2);
-        }
-    }
-    assert_eq!(pool.shared.lock().limited_backlog, Duration::ZERO);
-}
-
-#[tokio::test]
-async fn limited_jobs_that_would_wait_too_long_are_refused() {
-    let pool = pool_of(4, LONG);
-    let (begun, begins) = mpsc::channel();
-    let (end, ended) = mpsc::channel::<()>();
-    let work = move |(): &mut ()| {
-        begun.send(()).unwrap();
-        let _ = ended.recv();
-    };
-    let mut first = Box::pin(pool.shared.admit(BRIEF).unwrap().0.run(LONG * 3, true, work));
-    assert!(poll(first.as_mut()).await.is_pending());
-    begins.recv().unwrap();
-    let refused = pool.shared.admit(BRIEF).unwrap().0.run(BRIEF, true, |()| ()).await;
-    assert_eq!(refused, Err(Overloaded { retry_after: LONG * 3 / 2 }));
-    pool.shared.admit(BRIEF).unwrap().0.run(BRIEF, false, |()| ()).await.unwrap();
-    drop(end);
-    first.await.unwrap();
-}
-
-#[tokio::test]
 async fn a_panic_fails_its_caller_and_the_worker_goes_on() {
     let pool = pool(LONG);
     for _ in 0..3 {
         let slot = pool.acquire(BRIEF).await.unwrap();
-        slot.run(BRIEF, false, |()| -> () { panic!("as a bug would") }).await.unwrap_err();
+        slot.run(BRIEF, |()| -> () { panic!("as a bug would") }).await.unwrap_err();
     }
-    pool.acquire(BRIEF).await.unwrap().run(BRIEF, false, |()| ()).await.unwrap();
+    pool.acquire(BRIEF).await.unwrap().run(BRIEF, |()| ()).await.unwrap();
     assert!(pool.is_complete());
     assert_eq!(pool.shared.lock().backlog, Duration::ZERO);
     assert_eq!(pool.shared.metrics.queue_depth.get(), 0);
@@ -164,9 +107,8 @@ async fn a_pool_that_has_lost_a_worker_is_not_complete() {
     let pool = pool(LONG);
     let mut slot = pool.acquire(BRIEF).await.unwrap();
     let (sender, ended) = mpsc::channel::<()>();
-    let enqueued = slot.enqueue(
+    slot.enqueue(
         BRIEF,
-        false,
         Box::new(|()| {
             Box::new(move || {
                 let _dropped_last = sender;
@@ -174,7 +116,6 @@ async fn a_pool_that_has_lost_a_worker_is_not_complete() {
             })
         }),
     );
-    enqueued.unwrap();
     ended.recv().unwrap_err();
     while pool.is_complete() {
         tokio::task::yield_now().await;
