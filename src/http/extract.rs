@@ -165,7 +165,7 @@ impl Query {
             Uuid::try_parse(text).map_err(|_| {
                 let msg = "Input should be a valid UUID";
                 let problem =
-                    Problem::new("uuid_parsing", Location::Query(name), msg, None, "", Value::String(text.into()));
+                    Problem::new("uuid_parsing", Location::Query(name), msg, None, Value::String(text.into()));
                 ApiError::from(vec![problem])
             })
         };
@@ -185,7 +185,7 @@ impl Query {
 /// A number from a path or query, refused in pydantic's words.
 pub(super) fn whole_number(loc: Location, text: &str, bounds: &std::ops::RangeInclusive<i64>) -> Result<i64, ApiError> {
     let refuse = |kind, msg: Cow<'static, str>| {
-        let problem = Problem::new(kind, loc, msg, None, "", Value::String(text.into()));
+        let problem = Problem::new(kind, loc, msg, None, Value::String(text.into()));
         ApiError::from(vec![problem])
     };
     let number: i64 = text.parse().map_err(|_| {

@@ -36,8 +36,8 @@ pub(super) enum FieldError {
 }
 
 impl FieldError {
-    /// The problem with what stands at `loc`, under `name` (see [`Problem::new`]).
-    pub(super) fn at(self, loc: Location, name: &str, input: Value) -> Problem {
+    /// The problem with what stands at `loc`.
+    pub(super) fn at(self, loc: Location, input: Value) -> Problem {
         let (kind, msg, ctx) = match self {
             Self::Missing => ("missing", Cow::from("Field required"), None),
             Self::NotString => ("string_type", "Input should be a valid string".into(), None),
@@ -62,7 +62,7 @@ impl FieldError {
                 ("value_error", format!("Value error, {error}").into(), Some(Context::Error(error)))
             }
         };
-        Problem::new(kind, loc, msg, ctx, name, input)
+        Problem::new(kind, loc, msg, ctx, input)
     }
 }
 
@@ -143,11 +143,8 @@ impl Fields {
 
     fn refuse(&mut self, name: &'static str, error: FieldError) -> Rejected {
         let loc = Location::Field(name);
-        let problem = match self.members.get(name) {
-            Some(value) => error.at(loc, name, value.clone()),
-            None => error.at(loc, "", Value::Object(self.members.clone())),
-        };
-        self.problems.push(problem);
+        let input = self.members.get(name).cloned().unwrap_or_else(|| Value::Object(self.members.clone()));
+        self.problems.push(error.at(loc, input));
         Rejected(())
     }
 }

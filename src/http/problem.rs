@@ -2,22 +2,30 @@
 //!
 //! What makes a field wrong is not decided here; see `fields`.
 //!
-//! Each problem repeats its `input`, as pydantic's do, but no secret: a value is masked where its name or a text in it
-//! mentions a password, a token or the like, or where a text may hold a JWT.
+//! Each problem repeats its `input`, as pydantic's do, but no secret. Anything may be one, in any spelling, so only values
+//! that stand under a name in [`SHOWN`] are repeated, and a whole body that is no object only where no password is as short.
 
 use std::borrow::Cow;
 
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
+use crate::domain::password::Password;
+
 /// Stands where a secret stood.
 const PLACEHOLDER: &str = "**********";
 
-/// What the names of secrets have in them.
-const SECRETS: [&str; 5] = ["pass", "pwd", "secret", "token", "jwt"];
+/// The fields and parameters whose values are no secrets.
+const SHOWN: [&str; 6] = ["after", "email", "id", "limit", "role", "scope"];
 
-/// How every JWT begins: `{"`, in base64url.
+/// How every JWT begins: `{"`, in base64url. A client may have put one into the wrong field.
 const JWT: &str = "eyJ";
+
+/// An input that is longer, as JSON, is not repeated. The longest address that is read is half as long.
+const MAX_INPUT_BYTES: usize = 4096;
+
+/// The name of a member that is longer may be a value that was put there.
+const MAX_NAME_BYTES: usize = 32;
 
 /// One entry of a 422 answer's `detail`, with the keys in pydantic's order.
 #[derive(Debug, Clone, Serialize)]
@@ -67,52 +75,48 @@ pub(super) enum Context {
 }
 
 impl Problem {
-    /// `name` is what the input stands under in the request; empty where it stands under none.
+    /// `input` is what stands there in the request.
     pub(super) fn new(
         kind: &'static str,
         loc: Location,
         msg: impl Into<Cow<'static, str>>,
         ctx: Option<Context>,
-        name: &str,
         mut input: Value,
     ) -> Self {
-        mask(name, &mut input);
+        let length = input.to_string().len();
+        match loc {
+            _ if length > MAX_INPUT_BYTES => input = PLACEHOLDER.into(),
+            // The input is the object that the field is missing from.
+            Location::Field(_) if kind == "missing" => mask("", &mut input),
+            Location::Field(name) | Location::Path(name) | Location::Query(name) if is_shown(name) => {
+                mask(name, &mut input);
+            }
+            Location::Body | Location::Position(_) if length < Password::MIN_CHARACTERS => {}
+            _ if input.is_null() => {}
+            _ => input = PLACEHOLDER.into(),
+        }
         Self { kind, loc, msg: msg.into(), input, ctx }
     }
 }
 
-/// Masks the secrets in a value that stands under a name, or under none. That a secret is null is none.
+fn is_shown(name: &str) -> bool {
+    SHOWN.iter().any(|shown| shown.eq_ignore_ascii_case(name))
+}
+
+/// Masks every value in this one that stands under no shown name. An absent value is no secret.
 fn mask(name: &str, value: &mut Value) {
-    let is_secret = match value {
-        Value::Null => false,
-        _ if mentions_secret(name) => true,
-        Value::String(text) => mentions_secret(text),
-        // There is no telling which of the others is the secret that one of the texts speaks of.
-        Value::Array(items) => items.iter().any(has_secret_text),
-        Value::Object(members) => members.keys().any(|name| name.contains(JWT)),
-        _ => false,
-    };
     match value {
-        _ if is_secret => *value = PLACEHOLDER.into(),
+        Value::Null => {}
         Value::Array(items) => items.iter_mut().for_each(|item| mask("", item)),
-        Value::Object(members) => members.iter_mut().for_each(|(name, value)| mask(name, value)),
-        _ => {}
+        Value::Object(members) if members.keys().all(|name| is_name(name)) => {
+            members.iter_mut().for_each(|(name, value)| mask(name, value));
+        }
+        Value::Number(_) | Value::Bool(_) if is_shown(name) => {}
+        Value::String(text) if is_shown(name) && !text.contains(JWT) => {}
+        _ => *value = PLACEHOLDER.into(),
     }
 }
 
-/// Whether any text in a value, names aside, mentions a secret.
-fn has_secret_text(value: &Value) -> bool {
-    match value {
-        Value::String(text) => mentions_secret(text),
-        Value::Array(items) => items.iter().any(has_secret_text),
-        Value::Object(members) => members.values().any(has_secret_text),
-        _ => false,
-    }
-}
-
-fn mentions_secret(text: &str) -> bool {
-    // A text in UTF-16 that was read as UTF-8 has a NUL after each letter.
-    let text = text.replace('\0', "");
-    let lower = text.to_ascii_lowercase();
-    text.contains(JWT) || SECRETS.iter().any(|word| lower.contains(word))
+fn is_name(text: &str) -> bool {
+    text.len() <= MAX_NAME_BYTES && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
 }

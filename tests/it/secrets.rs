@@ -42,7 +42,11 @@ async fn a_secret_that_was_sent_never_comes_back(pool: PgPool) {
     let signature = |token: &str| token.rsplit('.').next().unwrap().to_owned();
     let mut refused = 0;
     for (names, secret, part) in [
-        (["password", "Password", "passwd", "new_password", "pwd"].as_slice(), PASSWORD, PASSWORD.to_owned()),
+        (
+            ["password", "Password", "passwd", "new_password", "pwd", "pw", "pin", "credential"].as_slice(),
+            PASSWORD,
+            PASSWORD.to_owned(),
+        ),
         (&["refreshToken", "token", "email", "role", "x", "scope"], &tokens.refresh, signature(&tokens.refresh)),
         (&["access_token", "email", "refresh"], &tokens.access, signature(&tokens.access)),
     ] {
