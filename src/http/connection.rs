@@ -6,11 +6,14 @@
 use std::convert::Infallible;
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
+use axum::http::header::{CONNECTION, HOST};
+use axum::http::{StatusCode, Version};
+use axum::response::IntoResponse as _;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -29,8 +32,10 @@ use super::{HttpService, Peer};
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// The same for a connection that is for probes only, which send at once.
 const PROBE_HEAD_TIMEOUT: Duration = Duration::from_secs(1);
-/// An answer of which nothing is taken for so long ends the connection.
+/// An answer ends the connection when its client is so far behind one that takes [`MIN_BYTES_PER_SECOND`].
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// The rate at which an answer must be taken: that of a modem. The largest one takes six minutes then.
+const MIN_BYTES_PER_SECOND: u32 = 4096;
 /// How long a new connection has to complete its first head when the service shuts down.
 const DRAIN_QUIET_PERIOD: Duration = Duration::from_secs(1);
 /// Largest head.
@@ -54,6 +59,7 @@ pub(super) async fn serve(
     let activity = Activity::new(if place.probes_only { PROBE_HEAD_TIMEOUT } else { HEAD_TIMEOUT });
     let service = service_fn(|request: Request<Incoming>| {
         activity.enter(Phase::Answer);
+        let names_host = has_one_host(&request);
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(peer);
         if place.probes_only {
@@ -61,9 +67,13 @@ pub(super) async fn serve(
         }
         let (mut service, activity) = (service.clone(), &activity);
         async move {
-            let response: Result<_, Infallible> = service.call(request).await;
-            activity.enter(Phase::Idle);
-            response
+            let response = if names_host {
+                service.call(request).await
+            } else {
+                Ok((StatusCode::BAD_REQUEST, [(CONNECTION, "close")]).into_response())
+            };
+            activity.begin_answer();
+            response as Result<_, Infallible>
         }
     });
     let io = TokioIo::new(Observed { stream, activity: &activity });
@@ -98,6 +108,12 @@ pub(super) async fn serve(
     }
 }
 
+/// Whether the head names one host, as HTTP/1.1 demands (RFC 9112 §3.2). What else is wrong with a head, hyper finds.
+fn has_one_host(request: &Request<Incoming>) -> bool {
+    let hosts = request.headers().get_all(HOST).iter().count();
+    hosts == 1 || hosts == 0 && request.version() == Version::HTTP_10
+}
+
 /// What a connection waits for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -112,33 +128,66 @@ enum Phase {
     Idle,
 }
 
-/// The phase of a connection, and when it began or last went forward.
+/// The phase of a connection.
 struct Activity {
     head_timeout: Duration,
-    current: Mutex<(Phase, Instant)>,
+    current: Mutex<Current>,
+}
+
+#[derive(Clone, Copy)]
+struct Current {
+    phase: Phase,
+    /// When the phase began or last went forward.
+    since: Instant,
+    /// When a client that takes the answer at [`MIN_BYTES_PER_SECOND`] would have taken as much of it as this one has.
+    taken: Instant,
 }
 
 impl Activity {
     fn new(head_timeout: Duration) -> Self {
-        Self { head_timeout, current: Mutex::new((Phase::Head, Instant::now())) }
+        let now = Instant::now();
+        Self { head_timeout, current: Mutex::new(Current { phase: Phase::Head, since: now, taken: now }) }
     }
 
-    fn get(&self) -> (Phase, Instant) {
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    fn current(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn phase(&self) -> Phase {
-        self.get().0
+        self.current().phase
     }
 
     fn enter(&self, phase: Phase) {
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = (phase, Instant::now());
+        let mut current = self.current();
+        (current.phase, current.since) = (phase, Instant::now());
+    }
+
+    fn begin_answer(&self) {
+        let now = Instant::now();
+        *self.current() = Current { phase: Phase::Idle, since: now, taken: now };
+    }
+
+    /// Notes that the client takes so many bytes of an answer, or, with `None`, none now.
+    fn written(&self, bytes: Option<usize>) {
+        let mut current = self.current();
+        let now = Instant::now();
+        let Some(bytes) = bytes else {
+            if current.phase != Phase::Write {
+                (current.phase, current.since) = (Phase::Write, current.taken);
+            }
+            return;
+        };
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        current.taken = now.min(current.taken + Duration::from_secs(1) * bytes / MIN_BYTES_PER_SECOND);
+        if matches!(current.phase, Phase::Write | Phase::Idle) {
+            (current.phase, current.since) = (Phase::Idle, now);
+        }
     }
 
     /// Waits until a phase has lasted for too long.
     async fn timed_out(&self, idle_timeout: Duration) {
         loop {
-            let (phase, since) = self.get();
+            let Current { phase, since, .. } = *self.current();
             let now = Instant::now();
             let deadline = match phase {
                 Phase::Head => since + self.head_timeout,
@@ -163,11 +212,9 @@ struct Observed<'a> {
 
 impl Observed<'_> {
     fn written(&self, outcome: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        let phase = self.activity.phase();
-        match outcome {
-            Poll::Pending if phase != Phase::Write => self.activity.enter(Phase::Write),
-            Poll::Ready(_) if phase == Phase::Write || phase == Phase::Idle => self.activity.enter(Phase::Idle),
-            _ => {}
+        match &outcome {
+            Poll::Pending => self.activity.written(None),
+            Poll::Ready(written) => self.activity.written(Some(*written.as_ref().unwrap_or(&0))),
         }
         outcome
     }

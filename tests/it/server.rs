@@ -157,6 +157,48 @@ async fn an_answer_may_be_taken_slowly() {
     assert!(received > 1_300_000, "{received}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_answer_must_be_taken_at_a_least_rate() {
+    let running = Running::start();
+    let mut stream = running.connect(LARGE).await;
+    let started = Instant::now();
+    while running.app.metrics.connections.get() == 1 {
+        assert!(started.elapsed() < Duration::from_mins(5), "it was held");
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        let _ = stream.read_exact(&mut vec![0; 60_000]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_head_names_one_host() {
+    let running = Running::start();
+    for (head, status) in [
+        ("GET /auth/health HTTP/1.1\r\n", "1.1 400"),
+        ("GET http://auth/auth/health HTTP/1.1\r\n", "1.1 400"),
+        ("GET /auth/health HTTP/1.1\r\nHost: a\r\nHost: b\r\n", "1.1 400"),
+        ("GET /auth/health HTTP/1.0\r\nHost: a\r\nHost: b\r\n", "1.0 400"),
+        ("GET /auth/health HTTP/1.0\r\n", "1.0 200"),
+        ("GET /auth/health HTTP/1.1\r\nHost: auth\r\nConnection: close\r\n", "1.1 200"),
+    ] {
+        let (answer, _) = rest(running.connect(&format!("{head}\r\n")).await).await;
+        assert!(answer.starts_with(&format!("HTTP/{status} ")), "{head} {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_with_two_lengths_is_the_last_of_its_connection() {
+    let running = Running::start();
+    let second = "GET /auth/health HTTP/1.1\r\nHost: auth\r\n\r\n";
+    for lengths in
+        ["Content-Length: 7\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 7"]
+    {
+        let first = format!("POST /auth/login HTTP/1.1\r\nHost: auth\r\n{lengths}\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n");
+        let (answer, _) = rest(running.connect(&(first + second)).await).await;
+        assert!(answer.starts_with("HTTP/1.1 422 ") && answer.contains("connection: close"), "{answer}");
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
+    }
+}
+
 /// Opens a connection that has a place, as its answer shows, and keeps it.
 async fn take_place(running: &Running, ip: [u8; 4]) -> TcpStream {
     let mut stream = running.connect_from(ip, HEALTH).await;
