@@ -6,9 +6,9 @@
 
 use axum::body::{Body, HttpBody as _};
 use axum::extract::Request;
+use axum::http::HeaderValue;
 use axum::http::header::{HOST, ORIGIN};
 use axum::http::uri::Authority;
-use axum::http::{HeaderValue, Uri};
 use axum::response::{IntoResponse as _, Response};
 use tower_http::validate_request::ValidateRequest;
 
@@ -36,14 +36,20 @@ impl ValidateRequest<Body> for OwnOriginOnly {
 impl OwnOriginOnly {
     fn is_foreign(&self, request: &Request) -> bool {
         let headers = request.headers();
-        let site = |name: &str| headers.get_all(SEC_FETCH_SITE).iter().any(|value| value == name);
+        let sites: Vec<_> = headers.get_all(SEC_FETCH_SITE).iter().collect();
         let origins: Vec<_> = headers.get_all(ORIGIN).iter().collect();
         if !origins.is_empty() && origins.iter().all(|origin| self.allows(origin)) {
             return false;
         }
-        // Where a gateway sends the request to another host than the browser did, the browser still knows.
+        let from = |site: &str| sites.iter().all(|value| *value == site);
+        if origins.is_empty() {
+            // A page's request that is no GET has an origin (Fetch, "append a request `Origin` header").
+            return !from("none") && !from("same-origin");
+        }
         let known = |origin: &&HeaderValue| self.allows(origin) || self.is_own(origin, request);
-        site("cross-site") || (!site("same-origin") && !origins.iter().all(known))
+        // Where a gateway sends the request to another host than the browser did, the browser still knows.
+        let own_site = !sites.is_empty() && from("same-origin");
+        sites.iter().any(|site| *site == "cross-site") || !(own_site || origins.iter().all(known))
     }
 
     fn allows(&self, origin: &HeaderValue) -> bool {
@@ -58,24 +64,26 @@ impl OwnOriginOnly {
 
     /// Whether an origin is the host that the request was sent to.
     fn is_own(&self, origin: &HeaderValue, request: &Request) -> bool {
-        let Ok(origin) = Uri::try_from(origin.as_bytes()) else { return false };
+        let Some((scheme, origin)) = origin.to_str().ok().and_then(|origin| origin.split_once("://")) else {
+            return false;
+        };
+        let default_port = match scheme.to_ascii_lowercase().as_str() {
+            "http" => 80,
+            "https" => 443,
+            _ => return false,
+        };
+        let Some(origin) = host_and_port(origin, default_port) else { return false };
         let headers = request.headers();
         let peer = request.extensions().get::<Peer>();
         let forwarded = peer.is_some_and(|peer| !self.0.config.trusted_proxies.distrusts(peer.0.ip()));
         let hosts = headers.get_all(X_FORWARDED_HOST).iter().filter(|_| forwarded).chain(headers.get(HOST));
         let hosts = hosts.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
-        hosts.map(str::trim).any(|host| is_host_of(&origin, host))
+        hosts.map(str::trim).any(|host| host_and_port(host, default_port).as_ref() == Some(&origin))
     }
 }
 
-/// Hosts are compared without regard to case, and ports as the origin's scheme has them by default.
-fn is_host_of(origin: &Uri, host: &str) -> bool {
-    let Ok(host) = host.parse::<Authority>() else { return false };
-    let default_port = match origin.scheme_str() {
-        Some("http") => 80,
-        Some("https") => 443,
-        _ => return false,
-    };
-    origin.host().is_some_and(|name| name.eq_ignore_ascii_case(host.host()))
-        && origin.port_u16().unwrap_or(default_port) == host.port_u16().unwrap_or(default_port)
+/// A host in lower case and its port. With anything else beside them it is no host.
+fn host_and_port(text: &str, default_port: u16) -> Option<(String, u16)> {
+    let host = text.parse::<Authority>().ok().filter(|host| !host.as_str().contains('@'))?;
+    Some((host.host().to_ascii_lowercase(), host.port_u16().unwrap_or(default_port)))
 }
