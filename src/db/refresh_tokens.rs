@@ -326,7 +326,8 @@ impl Settle for Exchange {
 pub struct Owner {
     pub user_id: UserId,
     pub session_id: Option<SessionId>,
-    /// Whether the token could still be exchanged.
+    /// Whether the token could still be exchanged, or would get its successor because no client was told of that
+    /// ([`Exchange`]).
     pub current: bool,
 }
 
@@ -342,7 +343,10 @@ pub async fn owner(
         SELECT
             token.user_id AS "user_id: UserId",
             token.session_id AS "session_id: SessionId",
-            (NOT token.revoked OR (token.successor_jti IS NOT NULL AND token.used_at IS NULL)) AND token.expires_at > $3
+            (NOT token.revoked OR (token.used_at IS NULL AND EXISTS (
+                SELECT FROM refresh_tokens AS successor
+                WHERE successor.jti = token.successor_jti AND successor.used_at IS NULL
+            ))) AND token.expires_at > $3
                 AND (token.session_id IS NULL OR EXISTS (
                     SELECT FROM sessions WHERE sessions.id = token.session_id AND sessions.ended_at IS NULL
                 )) AS "current!"

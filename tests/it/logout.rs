@@ -189,3 +189,20 @@ async fn without_its_database_the_service_is_unavailable(pool: PgPool) {
         answer.assert_detail(503, "Service unavailable, try again later");
     }
 }
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn a_token_whose_successor_no_client_was_told_of_is_good_until_the_successor_is_used(pool: PgPool) {
+    let app = TestApp::new(pool);
+    let presented = app.customer("cust@example.com").await;
+    let successor = pair(&app.refresh(&presented.refresh).await);
+    let other = app.login("cust@example.com").await;
+    app.execute("UPDATE refresh_tokens SET used_at = NULL").await;
+    assert_ok(&logout(&app, &presented, json!("others")).await);
+    assert_eq!(app.end_reason(other.session()).await.as_deref(), Some("logged_out_elsewhere"));
+    pair(&app.refresh(&successor.refresh).await);
+    let before = app.rows().await;
+    for scope in ["others", "all"] {
+        logout(&app, &presented, json!(scope)).await.assert_refused(REFUSED, None);
+    }
+    assert_eq!(app.rows().await, before);
+}
