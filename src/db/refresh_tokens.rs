@@ -197,6 +197,21 @@ pub enum TokenState {
     Used(Box<Used>),
 }
 
+impl TokenState {
+    /// The name in the audit log.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Throttled(_) => "throttled",
+            Self::Unknown => "unknown",
+            Self::SessionEnded(reason) => reason.as_str(),
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+            Self::Used(_) => "used",
+        }
+    }
+}
+
 /// A token that was exchanged before, in a session that lives.
 #[derive(Debug)]
 pub struct Used {

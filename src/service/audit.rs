@@ -20,10 +20,23 @@ pub(super) fn audit(
     session: Option<SessionId>,
     client: IpAddr,
 ) {
+    audit_with_reason(event, outcome, None, user, session, client);
+}
+
+/// As [`audit`], with the reason of the outcome.
+pub(super) fn audit_with_reason(
+    event: &'static str,
+    outcome: &'static str,
+    reason: Option<&'static str>,
+    user: Option<UserId>,
+    session: Option<SessionId>,
+    client: IpAddr,
+) {
     tracing::info!(
         audit = true,
         event,
         outcome,
+        reason,
         user.id = user.map(|id| id.0),
         session.id = session.map(tracing::field::display),
         network = %counted_network(client).addr(),

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::audit::audit;
+use super::audit::{audit, audit_with_reason};
 use crate::app::App;
 use crate::db;
 use crate::db::batch::BatchError;
@@ -145,9 +145,6 @@ async fn rotate(app: &App, presented: RefreshClaims, client: ClientInfo, now: Da
     // Seldom needed, and large.
     let outcome = Box::pin(refused(app, &presented, overlapped, ip, now)).await?;
     answer.answered();
-    if matches!(outcome, Outcome::GraceRefused | Outcome::Throttled(_) | Outcome::Refused(_)) {
-        audit("refresh", outcome.label(), None, presented.session_id, ip);
-    }
     Ok(outcome)
 }
 
@@ -163,12 +160,18 @@ async fn refused(
     let state = db::certain::execute(&app.db, |mut connection, _| async move {
         db::refresh_tokens::classify_refused(&mut *connection, presented, limit, now).await
     });
-    Ok(match state.await? {
+    let state = state.await?;
+    let reason = state.label();
+    let outcome = match state {
         TokenState::Used(used) => reused(app, presented, &used, overlapped, ip, now).await?,
         TokenState::Throttled(wait) => Outcome::Throttled(wait.to_std().unwrap_or_default()),
         TokenState::SessionEnded(reason) => Outcome::Refused(Some(reason)),
         TokenState::Unknown | TokenState::Expired | TokenState::Revoked => Outcome::Refused(None),
-    })
+    };
+    if matches!(outcome, Outcome::GraceRefused | Outcome::Throttled(_) | Outcome::Refused(_)) {
+        audit_with_reason("refresh", outcome.label(), Some(reason), None, presented.session_id, ip);
+    }
+    Ok(outcome)
 }
 
 /// Answers a token that was exchanged before.

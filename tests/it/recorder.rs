@@ -1,4 +1,4 @@
-//! Which statements the driver sends: it says so to `tracing`, and this listens.
+//! Which statements the driver sends, and which audit lines the service writes: both say so to `tracing`, and this listens.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -13,6 +13,7 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 thread_local! {
     /// Of a test that has a recorder; the one thread of a test is its whole runtime.
     static STATEMENTS: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
+    static AUDIT: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Listens on this thread until it is dropped.
@@ -38,6 +39,14 @@ impl Recorder {
     }
 }
 
+impl Recorder {
+    /// Event, outcome and reason of the audit lines since the last call.
+    #[expect(clippy::unused_self, reason = "it takes a recorder to have something recorded")]
+    pub(crate) fn take_audit(&self) -> Vec<String> {
+        AUDIT.take()
+    }
+}
+
 impl Drop for Recorder {
     fn drop(&mut self) {
         STATEMENTS.set(None);
@@ -48,6 +57,11 @@ struct Listener;
 
 impl<S: Subscriber> Layer<S> for Listener {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        if event.metadata().fields().field("audit").is_some() {
+            let mut line = AuditLine::default();
+            event.record(&mut line);
+            AUDIT.with_borrow_mut(|lines| lines.push(line.0.join(" ")));
+        }
         if event.metadata().target() == "sqlx::query" {
             let mut statement = Statement::default();
             event.record(&mut statement);
@@ -61,6 +75,19 @@ impl<S: Subscriber> Layer<S> for Listener {
             STATEMENTS.with_borrow_mut(|statements| statements.as_mut().map(|statements| statements.push(text)));
         }
     }
+}
+
+#[derive(Default)]
+struct AuditLine(Vec<String>);
+
+impl Visit for AuditLine {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if ["event", "outcome", "reason"].contains(&field.name()) {
+            self.0.push(value.to_owned());
+        }
+    }
+
+    fn record_debug(&mut self, _: &Field, _: &dyn fmt::Debug) {}
 }
 
 /// The full text where there is one, else the summary, which then is all of it.

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use uuid::Uuid;
 
+use crate::recorder::Recorder;
 use crate::support::{PASSWORD, SECRET, TestApp, claims, count, pair, payload, sha256, sign, together};
 
 const REFUSED: &str = "Refresh token not valid";
@@ -314,5 +315,35 @@ async fn a_session_that_refreshes_without_end_is_slowed_and_lives(pool: PgPool) 
     app.advance(11 * 60);
     for _ in 0..60 {
         tokens = pair(&app.refresh(&tokens.refresh).await);
+    }
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn the_audit_line_of_a_refused_refresh_says_why(pool: PgPool) {
+    let app = TestApp::new(pool);
+    let recorder = Recorder::start();
+    let used = app.customer("cust@example.com").await;
+    pair(&app.refresh(&used.refresh).await);
+    let ended = app.login("cust@example.com").await;
+    app.logout(&ended.refresh).await;
+    let revoked = app.python_token("cust@example.com", "4b1c").await;
+    app.logout(&revoked).await;
+    let unknown = app.python_token("cust@example.com", "77aa").await;
+    app.execute("DELETE FROM refresh_tokens WHERE jti = '77aa'").await;
+    let expired = app.python_token("cust@example.com", "e0e0").await;
+    app.execute("UPDATE refresh_tokens SET expires_at = created_at WHERE jti = 'e0e0'").await;
+    let busy = app.login("cust@example.com").await;
+    app.execute("UPDATE refresh_tokens SET refresh_tat = created_at + interval '900 seconds' WHERE NOT revoked").await;
+    recorder.take_audit();
+    for (token, line) in [
+        (&used.refresh, "refresh grace_refused used"),
+        (&ended.refresh, "refresh refused logout"),
+        (&revoked, "refresh refused revoked"),
+        (&unknown, "refresh refused unknown"),
+        (&expired, "refresh refused expired"),
+        (&busy.refresh, "refresh throttled throttled"),
+    ] {
+        assert_ne!(app.refresh(token).await.status, 200);
+        assert_eq!(recorder.take_audit(), [line]);
     }
 }
