@@ -151,7 +151,7 @@ pub(super) async fn set_role(
     PathSegment(id): PathSegment,
     Body(request): Body<RoleRequest>,
 ) -> Result<Json<User>, ApiError> {
-    let actor = admin.acting_from(&client);
+    let actor = admin.as_admin_at(&client);
     Ok(Json(users::set_role(&app.db, actor, user_id(&id)?, &request.role, app.clock.now()).await?.into()))
 }
 
@@ -169,7 +169,7 @@ pub(super) async fn delete(
     client: ClientInfo,
     PathSegment(id): PathSegment,
 ) -> Result<StatusCode, ApiError> {
-    users::delete(&app.db, admin.acting_from(&client), user_id(&id)?, app.clock.now()).await?;
+    users::delete(&app.db, admin.as_admin_at(&client), user_id(&id)?, app.clock.now()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -213,6 +213,6 @@ pub(super) async fn end_sessions(
     client: ClientInfo,
     PathSegment(id): PathSegment,
 ) -> Result<Json<Ended>, ApiError> {
-    let ended = sessions::end_of(&app.db, admin.acting_from(&client), user_id(&id)?, None, app.clock.now()).await?;
+    let ended = sessions::end_of(&app.db, admin.as_admin_at(&client), user_id(&id)?, None, app.clock.now()).await?;
     Ok(Json(Ended { ended }))
 }

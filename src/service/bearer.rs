@@ -16,9 +16,9 @@ pub struct Bearer {
 }
 
 impl Bearer {
-    /// The bearer as the one who changes the account of somebody else.
+    /// An administrator as the one who changes the account of somebody else. Only for a bearer of [`require_admin`].
     #[must_use]
-    pub fn acting_from(&self, client: &ClientInfo) -> Actor {
+    pub fn as_admin_at(&self, client: &ClientInfo) -> Actor {
         Actor::Admin { id: self.user.id, ip: client.ip }
     }
 }
