@@ -189,6 +189,14 @@ impl Parameters {
             check_mode(&mode)?;
             self.set("sslmode", mode);
         }
+        if matches!(self.get("sslmode"), Some("require" | "verify-ca" | "verify-full"))
+            && self.get("sslrootcert").is_none()
+            && environment("PGSSLROOTCERT").is_none()
+            && let Some(path) = environment("HOME").map(|home| home + "/.postgresql/root.crt")
+            && std::fs::exists(&path).unwrap_or(true)
+        {
+            self.read("sslrootcert", path, 0)?;
+        }
         if self.get("sslrootcert") == Some("system") {
             if self.get("sslmode").is_some_and(|mode| mode != "verify-full") {
                 return Err("says sslrootcert=system, which goes with sslmode=verify-full only".to_owned());
@@ -241,5 +249,30 @@ fn check_mode(mode: &str) -> Result<(), String> {
 impl fmt::Debug for Dsn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Dsn(********)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_root_certificate_in_libpqs_own_place_verifies() {
+        let home = std::env::temp_dir().join(format!("auth-dsn-{}", std::process::id()));
+        let root = home.join(".postgresql/root.crt");
+        let read = |mode: &str| {
+            let mut parameters = Parameters::default();
+            parameters.set("sslmode", mode.to_owned());
+            parameters.read_tls(|name| (name == "HOME").then(|| home.to_str().unwrap().to_owned())).unwrap();
+            (parameters.get("sslmode").unwrap().to_owned(), parameters.get("sslrootcert").map(str::to_owned))
+        };
+        assert_eq!(read("require"), ("require".to_owned(), None));
+        std::fs::create_dir_all(root.parent().unwrap()).unwrap();
+        std::fs::write(&root, "").unwrap();
+        let root = Some(root.to_str().unwrap().to_owned());
+        assert_eq!(read("require"), ("verify-ca".to_owned(), root.clone()));
+        assert_eq!(read("verify-full"), ("verify-full".to_owned(), root));
+        assert_eq!(read("prefer"), ("prefer".to_owned(), None));
+        std::fs::remove_dir_all(home).unwrap();
     }
 }
