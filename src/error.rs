@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sqlx::error::DatabaseError;
 
-pub use crate::db::database_message;
+use crate::db::database_message;
 use crate::domain::session::EndReason;
 use crate::domain::tokens::TokenError;
 use crate::passwords::pool::Overloaded;
@@ -60,7 +60,7 @@ pub enum Error {
     #[error("stopping")]
     Stopping,
     /// The database failed or cannot be reached.
-    #[error("database failure")]
+    #[error("the database failed: {}", database_message(.0))]
     Database(#[source] Arc<sqlx::Error>),
 }
 

@@ -17,7 +17,7 @@ use crate::clock::Clock;
 use crate::config::{Config, ConfigError, DatabaseSettings, Given, HistorySettings, ListenSettings};
 use crate::domain::email::Email;
 use crate::domain::role::Role;
-use crate::error::{Error, database_message};
+use crate::error::Error;
 use crate::service::cleanup;
 use crate::service::migrate::SchemaError;
 use crate::service::users::User;
@@ -100,7 +100,7 @@ enum CliError {
     Failed(String),
     #[error(transparent)]
     Schema(#[from] SchemaError),
-    #[error("{}", sentence(.0))]
+    #[error(transparent)]
     Service(#[from] Error),
     #[error(transparent)]
     Io(#[from] std::io::Error),
@@ -113,13 +113,6 @@ impl CliError {
             Self::Config(_) | Self::Usage(_) => ExitCode::from(2),
             Self::Failed(_) | Self::Schema(_) | Self::Service(_) | Self::Io(_) => ExitCode::FAILURE,
         }
-    }
-}
-
-fn sentence(error: &Error) -> String {
-    match error {
-        Error::Database(cause) => format!("the database failed: {}", database_message(cause)),
-        error => error.to_string(),
     }
 }
 

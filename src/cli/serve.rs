@@ -28,7 +28,7 @@ pub(super) async fn run(settings: &Given<Config>, no_migrate: bool) -> Result<()
     tokio::spawn(cleanup::run(app.clone()));
     // Before the first request, too.
     if let Err(error) = clock::adjust(&app).await {
-        tracing::warn!(error = &error as &dyn std::error::Error, "could not compare the clock with the database's");
+        tracing::warn!(%error, "could not compare the clock with the database's");
     }
     tokio::spawn(clock::follow(app.clone()));
     let database = settings.part::<DatabaseSettings>();

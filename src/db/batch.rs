@@ -36,7 +36,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::certain;
+use super::{certain, database_message};
 
 /// Calls that may wait; a few seconds' worth.
 const QUEUE_DEPTH: usize = 8192;
@@ -233,7 +233,7 @@ async fn work<C: BatchedCall>(pool: PgPool, shared: Arc<Shared<C>>, max_batch: u
             Ok(connection) => {
                 if let Err(error) = batch.execute_on(connection).await {
                     let calls = batch.calls.len();
-                    tracing::warn!(error = &error as &dyn std::error::Error, calls, "connection lost under a batch");
+                    tracing::warn!(error = %database_message(&error), calls, "connection lost under a batch");
                     tokio::spawn(batch.execute_until_known(pool.clone()));
                 }
             }
@@ -276,7 +276,7 @@ impl<C: BatchedCall> Batch<C> {
             Err(error) if certain::is_lost(&error) => return Err(error),
             Err(error) if self.calls.len() > 1 => {
                 self.in_doubt |= is_panic(&error);
-                tracing::warn!(error = &error as &dyn std::error::Error, calls = self.calls.len(), "batch split");
+                tracing::warn!(error = %database_message(&error), calls = self.calls.len(), "batch split");
                 return self.execute_one_by_one(connection).await;
             }
             Err(error) => {
@@ -312,7 +312,7 @@ impl<C: BatchedCall> Batch<C> {
                 Err(error) => Err(error),
             };
             if let Err(error) = outcome {
-                tracing::debug!(error = &error as &dyn std::error::Error, calls = self.calls.len(), "still in doubt");
+                tracing::debug!(error = %database_message(&error), calls = self.calls.len(), "still in doubt");
             }
         }
     }

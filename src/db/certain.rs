@@ -46,7 +46,7 @@ where
                 if started.elapsed() > TIMEOUT {
                     return Err(error);
                 }
-                tracing::debug!(error = &error as &dyn std::error::Error, "connection lost; trying again");
+                tracing::debug!(error = %super::database_message(&error), "connection lost; trying again");
                 again = true;
                 tokio::time::sleep(PAUSE).await;
             }

@@ -89,8 +89,7 @@ pub async fn count_ended(
 /// failure is only logged; the next login tries again.
 pub(super) async fn end_surplus(connection: &mut PgConnection, user_id: UserId, max: i64, now: DateTime<Utc>) {
     if let Err(error) = end(connection, user_id, Which::Surplus(max), EndReason::SessionLimit, now).await {
-        let error = &error as &dyn std::error::Error;
-        tracing::warn!(error, user.id = user_id.0, "could not end the oldest sessions of a user");
+        tracing::warn!(error = %super::database_message(&error), user.id = user_id.0, "could not end the oldest sessions of a user");
     }
 }
 

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::{PgConnection, PgPool};
 
-use super::certain;
+use super::{certain, database_message};
 
 /// How long a statement may be under way that was sent before: the server's limit (`db`), doubled.
 const STATEMENT_LIFETIME: Duration = Duration::from_secs(30);
@@ -139,7 +139,7 @@ impl<W: Settle> Unanswered<W> {
         loop {
             let outcome = self.settle().await;
             if let Err(error) = &outcome {
-                tracing::debug!(error = error as &dyn std::error::Error, "not settled yet");
+                tracing::debug!(error = %database_message(error), "not settled yet");
             }
             {
                 let mut list = self.list();

@@ -1,6 +1,5 @@
 //! What each error becomes in HTTP: status, sentence, headers. FastAPI's shape, `{"detail": ...}`, throughout.
 
-use std::error::Error as _;
 use std::time::Duration;
 
 use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
@@ -110,14 +109,14 @@ fn service(error: &Error) -> Refusal {
         Error::LastAdmin => detail(StatusCode::CONFLICT, "The last administrator cannot be deleted or demoted"),
         Error::StillReferenced(_) => detail(StatusCode::CONFLICT, "Other data still refers to this user"),
         Error::RefusedByDatabase(_) => {
-            tracing::error!(error = error.source(), "the database refused a change");
+            tracing::error!(%error, "the database refused a change");
             detail(StatusCode::CONFLICT, "The database refuses this change")
         }
         Error::Throttled(wait) => retry(StatusCode::TOO_MANY_REQUESTS, "Too many attempts, try again later", *wait),
         Error::Busy(wait) => retry(StatusCode::SERVICE_UNAVAILABLE, "Service busy, try again later", *wait),
         Error::Stopping => retry(StatusCode::SERVICE_UNAVAILABLE, "Shutting down", Duration::from_secs(1)),
         Error::Database(_) => {
-            tracing::error!(error = error.source(), "the database failed");
+            tracing::error!(%error, "the database failed");
             retry(StatusCode::SERVICE_UNAVAILABLE, "Service unavailable, try again later", DATABASE_RETRY)
         }
     }

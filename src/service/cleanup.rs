@@ -100,7 +100,7 @@ pub async fn run(app: App) {
                 tracing::info!(tokens, sessions, throttle_buckets, "cleaned up");
             }
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "clean-up failed; it will be tried again");
+                tracing::warn!(%error, "clean-up failed; it will be tried again");
             }
         }
     }
@@ -113,7 +113,7 @@ pub async fn look_for_foreign_hashes(app: &App) {
             let costs = parameters.iter().filter_map(|text| HashCost::from_parameters(text));
             app.hasher.set_foreign(costs.collect()).await;
         }
-        Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "could not look for foreign hashes"),
+        Err(error) => tracing::warn!(error = %db::database_message(&error), "could not look for foreign hashes"),
     }
 }
 

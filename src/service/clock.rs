@@ -17,10 +17,7 @@ const NOTEWORTHY: TimeDelta = TimeDelta::seconds(1);
 pub async fn follow(app: App) {
     loop {
         if let Err(error) = adjust(&app).await {
-            tracing::debug!(
-                error = &error as &dyn std::error::Error,
-                "could not compare the clock with the database's"
-            );
+            tracing::debug!(%error, "could not compare the clock with the database's");
         }
         tokio::time::sleep(INTERVAL).await;
     }
