@@ -1,8 +1,10 @@
 //! `POST /auth/login`: what a login gives, what it leaves in the tables, and what a refusal tells.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use auth::domain::password::{self, Argon2Cost, Memory, Password};
+use auth::http::Peer;
 use axum::body::Body;
 use axum::http::Request;
 use chrono::NaiveDateTime;
@@ -149,19 +151,26 @@ async fn each_login_opens_a_session_of_its_own_that_remembers_the_client(pool: P
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
 async fn the_address_is_read_from_the_right_past_trusted_proxies(pool: PgPool) {
-    let trusting = TestApp::with(pool, &["--trusted-proxies=127.0.0.0/8,10.0.0.0/8"]);
+    let trusting = TestApp::with(pool, &["--trusted-proxies=127.0.0.0/8,10.0.0.0/8,fd00::/8"]);
     let doubting = TestApp::with_clock(trusting.db.clone(), &[], trusting.clock.clone());
     trusting.register("cust@example.com", "customer").await;
-    for (app, forwarded, expected) in [
-        (&trusting, "6.6.6.6, 203.0.113.9, 10.0.0.1", "203.0.113.9/32"),
-        (&trusting, "203.0.113.9", "203.0.113.9/32"),
-        (&trusting, "2001:db8::7", "2001:db8::7/128"),
-        (&trusting, "no-address", "127.0.0.1/32"),
-        (&trusting, "\u{e9}, 203.0.113.9", "203.0.113.9/32"),
-        (&trusting, "6.6.6.6, 203.0.113.9,", "203.0.113.9/32"),
-        (&doubting, "203.0.113.9", "127.0.0.1/32"),
+    for (app, peer, forwarded, expected) in [
+        (&trusting, "127.0.0.1", "6.6.6.6, 203.0.113.9, 10.0.0.1", "203.0.113.9/32"),
+        (&trusting, "127.0.0.1", "203.0.113.9", "203.0.113.9/32"),
+        (&trusting, "::ffff:127.0.0.1", "203.0.113.9:4711", "203.0.113.9/32"),
+        (&trusting, "fd00::1", "2001:db8::7", "2001:db8::7/128"),
+        (&trusting, "fd00::1", "[2001:db8::7]", "2001:db8::7/128"),
+        (&trusting, "fd00::1", "::ffff:203.0.113.9", "203.0.113.9/32"),
+        (&trusting, "127.0.0.1", "", "127.0.0.1/32"),
+        (&trusting, "127.0.0.1", "no-address", "127.0.0.1/32"),
+        (&trusting, "127.0.0.1", "198.51.100.1, unknown", "127.0.0.1/32"),
+        (&trusting, "127.0.0.1", "\u{e9}, 203.0.113.9", "203.0.113.9/32"),
+        (&trusting, "127.0.0.1", "6.6.6.6, 203.0.113.9,", "203.0.113.9/32"),
+        (&trusting, "192.0.2.1", "203.0.113.9", "192.0.2.1/32"),
+        (&doubting, "127.0.0.1", "203.0.113.9", "127.0.0.1/32"),
     ] {
-        let request = Request::post("/auth/login").header("x-forwarded-for", forwarded.as_bytes());
+        let peer = Peer(SocketAddr::new(peer.parse().unwrap(), 4711));
+        let request = Request::post("/auth/login").header("x-forwarded-for", forwarded.as_bytes()).extension(peer);
         let body = json!({"email": "cust@example.com", "password": PASSWORD}).to_string();
         let tokens = pair(&app.send(request.body(Body::from(body)).unwrap()).await);
         let query = sqlx::query_scalar::<_, IpNet>("SELECT ip FROM sessions WHERE id = $1").bind(tokens.session());

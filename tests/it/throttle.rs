@@ -186,7 +186,9 @@ async fn a_network_has_a_wide_limit_for_all_accounts_together(pool: PgPool) {
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
 async fn the_table_names_neither_accounts_nor_addresses(pool: PgPool) {
     let app = TestApp::new(pool);
-    assert_eq!(login_from(&app, "198.51.100.7", "nobody@example.com", WRONG).await.status, 401);
+    for ip in ["198.51.100.7", "::ffff:198.51.100.7"] {
+        assert_eq!(login_from(&app, ip, "nobody@example.com", WRONG).await.status, 401);
+    }
     let keys: Vec<Vec<u8>> = sqlx::query_scalar("SELECT key FROM auth_throttle").fetch_all(&app.db).await.unwrap();
     assert_eq!(keys.len(), 3, "one for account and network, one for each of them alone");
     assert!(keys.iter().all(|key| key.len() == 16));
