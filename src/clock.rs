@@ -13,13 +13,11 @@ pub struct Clock {
 
 impl Clock {
     /// The system's clock.
-    #[must_use]
     pub fn system() -> Self {
         Self::default()
     }
 
     /// Now, to the microsecond, which is what PostgreSQL stores.
-    #[must_use]
     #[expect(clippy::disallowed_methods, reason = "this is the one place that may")]
     pub fn now(&self) -> DateTime<Utc> {
         let now = Utc::now() + TimeDelta::microseconds(self.offset_micros.load(Ordering::Relaxed));

@@ -26,14 +26,12 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The pool for everything but refreshes. Connects when first used.
-#[must_use]
 pub fn pool(options: &PgConnectOptions, max_connections: u32) -> PgPool {
     lazy_pool(options.clone().options([("statement_timeout", STATEMENT_TIMEOUT)]), max_connections)
 }
 
 /// The few connections of the refresh queue. Its one statement always looks up a handful of rows by unique keys; with
 /// these settings the plan is made once, and is that of a large table even while the tables are empty.
-#[must_use]
 pub fn refresh_pool(options: &PgConnectOptions, connections: u32) -> PgPool {
     let options = options.clone().options([
         ("statement_timeout", STATEMENT_TIMEOUT),
@@ -47,7 +45,6 @@ pub fn refresh_pool(options: &PgConnectOptions, connections: u32) -> PgPool {
 }
 
 /// The pool of a command.
-#[must_use]
 pub fn command_pool(options: &PgConnectOptions) -> PgPool {
     lazy_pool(options.clone().options([("statement_timeout", "0")]), 2)
 }

@@ -13,7 +13,6 @@ impl ClientInfo {
     /// The width of `sessions.user_agent`, in characters.
     const USER_AGENT_CHARACTERS: usize = 255;
 
-    #[must_use]
     pub fn new(user_agent: Option<&str>, ip: IpAddr) -> Self {
         let user_agent = user_agent.map(|text| text.chars().take(Self::USER_AGENT_CHARACTERS).collect());
         Self { user_agent, ip }

@@ -54,7 +54,6 @@ pub struct Email {
 impl Email {
     /// An address as it stands in the database. It is not parsed again: some that are accepted in their ASCII form are
     /// stored in a Unicode form that is not.
-    #[must_use]
     pub fn from_stored(stored: String) -> Self {
         Self { lowered: lower(&stored), normalized: stored }
     }

@@ -20,7 +20,6 @@ pub struct SessionId(pub Uuid);
 
 impl SessionId {
     /// A new id, ordered by time, so that new rows share index pages (RFC 9562 §5.7).
-    #[must_use]
     pub fn generate() -> Self {
         Self(Uuid::now_v7())
     }

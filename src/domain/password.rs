@@ -32,7 +32,6 @@ impl Password {
     pub const MAX_BYTES: usize = 1024;
 
     /// A password somebody tries: any text may be tried.
-    #[must_use]
     pub fn attempt(text: String) -> Self {
         Self(text.into())
     }
@@ -68,12 +67,10 @@ impl std::fmt::Debug for PasswordHash {
 }
 
 impl PasswordHash {
-    #[must_use]
     pub fn from_stored(text: String) -> Self {
         Self(text)
     }
 
-    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -108,7 +105,6 @@ pub enum HashCost {
 
 impl HashCost {
     /// Of hashes that begin with this text; `None` where they are unusable.
-    #[must_use]
     pub fn from_parameters(text: &str) -> Option<Self> {
         let argon2 = || Some(Self::of_argon2(&usable_argon2(&PhcHash::new(text).ok()?)?));
         usable_bcrypt(text).map(|cost| Self::Bcrypt { cost }).or_else(argon2)
@@ -168,14 +164,12 @@ pub enum Scheme {
 }
 
 impl Scheme {
-    #[must_use]
     pub fn of(hash: &PasswordHash) -> Self {
         let text = hash.as_str();
         Self::bcrypt(text).or_else(|| Self::argon2(text)).unwrap_or(Self::Unusable)
     }
 
     /// `None` where it is unusable.
-    #[must_use]
     pub fn cost(&self) -> Option<HashCost> {
         match self {
             Self::Argon2(_, argon2) => Some(HashCost::of_argon2(argon2)),
@@ -223,7 +217,6 @@ pub struct Memory {
 
 impl Memory {
     /// Memory for hashes of `cost`.
-    #[must_use]
     pub fn for_cost(cost: Argon2Cost) -> Self {
         let standing = cost.params().block_count();
         Self { blocks: vec![Block::default(); standing], standing }
@@ -245,7 +238,6 @@ impl Memory {
 }
 
 /// Hashes a chosen password with a fresh salt.
-#[must_use]
 pub fn hash(password: &Password, cost: Argon2Cost, memory: &mut Memory) -> PasswordHash {
     let salt: [u8; 16] = rand::random();
     let mut out = [0; Params::DEFAULT_OUTPUT_LEN];

@@ -21,13 +21,11 @@ impl Role {
     pub const MAX_CHARACTERS: usize = 32;
 
     /// The role of a registration without one.
-    #[must_use]
     pub fn customer() -> Self {
         Self("customer".to_owned())
     }
 
     /// The role that may list, change and delete users.
-    #[must_use]
     pub fn admin() -> Self {
         Self("admin".to_owned())
     }
@@ -46,12 +44,10 @@ impl Role {
         Ok(Self(text.to_owned()))
     }
 
-    #[must_use]
     pub fn is_admin(&self) -> bool {
         self.0 == "admin"
     }
 
-    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
