@@ -18,6 +18,7 @@ mod claim_attacks;
 mod cleanup;
 mod clock;
 mod contract;
+mod email;
 mod health;
 mod http;
 mod login;
