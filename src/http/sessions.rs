@@ -78,7 +78,7 @@ pub(super) async fn list(
     query: Query,
 ) -> Result<(HeaderMap, Json<Vec<Session>>), ApiError> {
     let (size, after) = (query.page_size()?, query.id("after")?.map(SessionId));
-    let page = sessions::list(&app, &bearer, after, size).await?;
+    let page = sessions::list(&app.db, bearer.user.id, after, size, app.clock.now()).await?;
     Ok(listed("/auth/sessions", size, page, bearer.session_id))
 }
 

@@ -195,7 +195,7 @@ pub(super) async fn list_sessions(
 ) -> Result<(HeaderMap, Json<Vec<Session>>), ApiError> {
     let id = user_id(&id)?;
     let (size, after) = (query.page_size()?, query.id("after")?.map(SessionId));
-    let page = sessions::list_of(&app.db, id, after, size, app.clock.now()).await?;
+    let page = sessions::list(&app.db, id, after, size, app.clock.now()).await?;
     Ok(listed(&format!("/users/{id}/sessions"), size, page, admin.session_id))
 }
 

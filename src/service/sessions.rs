@@ -15,16 +15,6 @@ use crate::domain::page::{Page, PageSize};
 use crate::domain::session::EndReason;
 use crate::error::Error;
 
-/// A page of the bearer's own sessions that can still refresh, those older than `after`.
-pub async fn list(
-    app: &App,
-    bearer: &Bearer,
-    after: Option<SessionId>,
-    size: PageSize,
-) -> Result<Page<Session>, Error> {
-    list_of(&app.db, bearer.user.id, after, size, app.clock.now()).await
-}
-
 /// Ends one of the bearer's own sessions. One that is not theirs, or not alive, is not found.
 pub async fn end(app: &App, bearer: &Bearer, id: SessionId, client: &ClientInfo) -> Result<(), Error> {
     let user_id = bearer.user.id;
@@ -42,8 +32,8 @@ pub async fn end(app: &App, bearer: &Bearer, id: SessionId, client: &ClientInfo)
     Ok(())
 }
 
-/// A page of any user's sessions that can still refresh, for administrators.
-pub async fn list_of(
+/// A page of a user's sessions that can still refresh, those older than `after`.
+pub async fn list(
     db: &PgPool,
     user_id: UserId,
     after: Option<SessionId>,
