@@ -12,7 +12,7 @@ use lettre::transport::smtp::Error;
 use lettre::transport::smtp::authentication::{Credentials, Mechanism};
 use lettre::transport::smtp::client::{AsyncSmtpConnection, TlsParameters};
 use lettre::transport::smtp::commands::{Data, Mail, Rcpt};
-use lettre::transport::smtp::extension::{ClientId, Extension, MailBodyParameter, MailParameter};
+use lettre::transport::smtp::extension::{ClientId, MailBodyParameter, MailParameter};
 use secrecy::ExposeSecret;
 
 use super::SendError;
@@ -48,17 +48,7 @@ impl Smtp {
     }
 
     pub(super) async fn send(&self, from: &Address, to: Address, mail: &[u8]) -> Result<(), SendError> {
-        // Only the local part can be: it takes a server that knows RFC 6531.
-        let beyond_ascii = !AsRef::<str>::as_ref(&to).is_ascii();
-        let parameters = if beyond_ascii {
-            vec![MailParameter::SmtpUtfEight, MailParameter::Body(MailBodyParameter::EightBitMime)]
-        } else {
-            Vec::new()
-        };
-        let mut connection = self.begin(Mail::new(Some(from.clone()), parameters)).await.map_err(failed)?;
-        if beyond_ascii && !connection.server_info().supports_feature(Extension::SmtpUtfEight) {
-            return Err(SendError::Rejected("the server takes no address beyond ASCII".to_owned()));
-        }
+        let mut connection = self.begin(from, &to).await?;
         connection.command(Rcpt::new(to, Vec::new())).await.map_err(refused)?;
         connection.command(Data).await.map_err(refused)?;
         connection.message(mail).await.map_err(refused)?;
@@ -67,15 +57,22 @@ impl Smtp {
     }
 
     /// A connection that has taken the sender.
-    async fn begin(&self, mail: Mail) -> Result<AsyncSmtpConnection, Error> {
+    async fn begin(&self, from: &Address, to: &Address) -> Result<AsyncSmtpConnection, SendError> {
+        // What is beyond ASCII in an address takes a server that knows RFC 6531. Others refuse it here.
+        let (parameters, refusal): (_, fn(Error) -> SendError) = if AsRef::<str>::as_ref(to).is_ascii() {
+            (Vec::new(), failed)
+        } else {
+            (vec![MailParameter::SmtpUtfEight, MailParameter::Body(MailBodyParameter::EightBitMime)], refused)
+        };
+        let mail = Mail::new(Some(from.clone()), parameters);
         // The server may have closed it, or take no further mail on it. A new one settles that at once.
         if let Some(mut connection) = self.idle_connection()
             && connection.command(mail.clone()).await.is_ok()
         {
             return Ok(connection);
         }
-        let mut connection = self.connect().await?;
-        connection.command(mail).await?;
+        let mut connection = self.connect().await.map_err(failed)?;
+        connection.command(mail).await.map_err(refusal)?;
         Ok(connection)
     }
 

@@ -150,10 +150,63 @@ fn files(folder: &Path) -> Result<Vec<(String, String)>, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
+
+    fn folder(name: &str, files: &[(&str, &str)]) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("auth-templates-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        for (file, text) in files {
+            std::fs::write(folder.join(file), text).unwrap();
+        }
+        folder
+    }
+
+    fn values(shop: &str) -> Values<'_> {
+        let (to, locale) = ("cust@example.com", "de");
+        Values { shop, to, locale, token: Some("sample"), link: None, minutes: 30, at: None, ip: None }
+    }
 
     #[test]
     fn the_built_in_templates_render() {
         assert_eq!(Templates::load(None).map(|_| ()), Ok(()));
+    }
+
+    #[test]
+    fn a_file_replaces_one_template_and_hidden_ones_are_left_alone() {
+        let text = "Subject: {{ shop }} & Sie\n\nCode: {{ token }}\n";
+        let folder = folder("good", &[("reset_password.de.txt", text), ("..data", "of a ConfigMap")]);
+        let templates = Templates::load(Some(&folder)).unwrap();
+        let mail = templates.render(Template::ResetPassword, Locale::De, &values("<Laden>")).unwrap();
+        assert_eq!((mail.subject.as_str(), mail.text.as_str()), ("<Laden> & Sie", "Code: sample"));
+        // HTML is escaped, and as it was.
+        assert!(mail.html.contains("&lt;Laden&gt;") && !mail.html.contains("<Laden>"), "{}", mail.html);
+        assert!(mail.html.contains("30 Minuten"), "{}", mail.html);
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn every_template_that_does_not_render_is_named() {
+        let files = [("reset_pasword.de.txt", "Subject: A\n\nB"), ("reset_password.en.txt", "Subject: A\n\n{{ token")];
+        let syntax = folder("syntax", &files);
+        let problems = Templates::load(Some(&syntax)).unwrap_err().join("\n");
+        assert!(problems.contains("MAIL_TEMPLATES_DIR: reset_pasword.de.txt is the name of no template"), "{problems}");
+        assert!(problems.contains("reset_password.en.txt:3"), "{problems}");
+
+        let files = [
+            ("verify_email.de.html", "{{ customer_name }}"),
+            ("verify_email.en.txt", "Welcome"),
+            ("new_sign_in.de.txt", "Subject: \n\nText"),
+            ("password_changed.de.html", "{% extends 'header.html' %}"),
+        ];
+        let names = folder("names", &files);
+        let problems = Templates::load(Some(&names)).unwrap_err().join("\n");
+        for (name, _) in files {
+            assert!(problems.contains(name), "{name} is not in\n{problems}");
+        }
+        assert!(Templates::load(Some(Path::new("there/is/none"))).unwrap_err()[0].contains("there/is/none: "));
+        std::fs::remove_dir_all(syntax).unwrap();
+        std::fs::remove_dir_all(names).unwrap();
     }
 }

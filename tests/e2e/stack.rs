@@ -45,7 +45,7 @@ pub(crate) fn installed(program: &str) -> PathBuf {
     program
 }
 
-fn free_address() -> SocketAddr {
+pub(crate) fn free_address() -> SocketAddr {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .and_then(|listener| listener.local_addr())
         .expect("loopback has a free port")
@@ -150,13 +150,13 @@ impl Drop for Database {
 // --- Processes --------------------------------------------------------------------------------------------------------
 
 /// A process of ours, killed with the value.
-struct Process {
+pub(crate) struct Process {
     child: Child,
     log: PathBuf,
 }
 
 impl Process {
-    fn spawn(command: &mut Command, kind: &str) -> Self {
+    pub(crate) fn spawn(command: &mut Command, kind: &str) -> Self {
         let log = scratch(kind, "log");
         let file = File::create(&log).expect("target/ takes files");
         let child = command
