@@ -3,15 +3,15 @@
 //! ```text
 //! main      -> cli
 //! cli       -> app clock config domain error http mail passwords service telemetry
-//! http      -> app config domain error metrics service
+//! http      -> app config domain error metrics service traces
 //! service   -> app config db domain error mail passwords
 //! app       -> clock coalesce config db domain error mail metrics passwords
 //! mail      -> config domain
-//! telemetry -> config
+//! telemetry -> config traces
 //! config    -> domain passwords
 //! error     -> db domain passwords
-//! passwords -> domain
-//! db        -> domain
+//! passwords -> domain traces
+//! db        -> domain traces
 //! ```
 //!
 //! Layers that are not named on the left use no other one. `scripts/check` compares this map with the code.
@@ -34,3 +34,4 @@ pub mod metrics;
 pub mod passwords;
 pub mod service;
 pub mod telemetry;
+pub mod traces;

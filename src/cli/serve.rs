@@ -9,8 +9,8 @@ use crate::{http, service, telemetry};
 
 pub(super) async fn run(settings: &Given<Config>, no_migrate: bool) -> Result<(), CliError> {
     let config = settings.resolve()?;
-    let _log = telemetry::init(config.log_format, &config.log_level)
-        .map_err(|error| CliError::Failed(format!("cannot log: {error}")))?;
+    let _guard = telemetry::init(config.log_format, &config.log_level, config.traces_endpoint().as_deref())
+        .map_err(|error| CliError::Failed(format!("cannot log or export traces: {error}")))?;
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }

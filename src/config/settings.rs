@@ -11,7 +11,9 @@ use clap::builder::TypedValueParser;
 use clap::{Arg, ArgAction, Args};
 use secrecy::{ExposeSecret, SecretString};
 
-use super::values::{List, ON_OFF, former_secret, list, listen_addr, log_level, network, origin, role, whole, word};
+use super::values::{
+    List, ON_OFF, former_secret, http_url, list, listen_addr, log_level, network, origin, role, whole, word,
+};
 use super::{Dsn, MailSettings, Settings, secret};
 use crate::domain::network::TrustedProxies;
 use crate::domain::password::Argon2Cost;
@@ -98,6 +100,9 @@ pub struct Config {
     /// What to log, as level or target=level,...
     #[arg(env, default_value = "info", value_name = "FILTER", help_heading = "Service", value_parser = log_level)]
     pub log_level: String,
+    /// Where traces are sent, by OTLP over HTTP to port 4318 as a rule [default: nowhere]
+    #[arg(env, value_name = "URL", help_heading = "Service", value_parser = http_url)]
+    otel_exporter_otlp_endpoint: Option<String>,
     /// Networks whose X-Forwarded-For is believed, as CIDRs [default: none]
     #[arg(env, default_value = "", value_name = "CIDR,...", help_heading = "Service",
         value_parser = list(network).map(|networks| TrustedProxies(networks.0)))]
@@ -271,6 +276,16 @@ impl Config {
     /// The throttle's limits, unless it is off.
     pub fn throttle(&self) -> Option<Throttle> {
         self.throttle.then_some(THROTTLE)
+    }
+
+    /// Where spans are sent, if anywhere, as OpenTelemetry defines it for all signals and for this one.
+    pub fn traces_endpoint(&self) -> Option<String> {
+        let variable = |name| std::env::var_os(name)?.into_string().ok().filter(|text| !text.is_empty());
+        if variable("OTEL_SDK_DISABLED").is_some_and(|text| text.eq_ignore_ascii_case("true")) {
+            return None;
+        }
+        variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+            .or_else(|| Some(format!("{}/v1/traces", self.otel_exporter_otlp_endpoint.as_ref()?.trim_end_matches('/'))))
     }
 
     /// The time between clean-ups, unless they are off.

@@ -77,6 +77,14 @@ pub(super) fn listen_addr(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| format!("must be an address and port such as 127.0.0.1:8000, not '{text}'"))
 }
 
+/// Without a user, because it is printed.
+pub(super) fn http_url(text: &str) -> Result<String, String> {
+    let url = Url::parse(text).ok().filter(|url| {
+        ["http", "https"].contains(&url.scheme()) && url.username().is_empty() && url.password().is_none()
+    });
+    url.map(|_| text.to_owned()).ok_or_else(|| "must be a URL without a user, such as http://collector:4318".to_owned())
+}
+
 pub(super) fn log_level(text: &str) -> Result<String, String> {
     // The filter would take a lone word for the name of a part, and be silent about all others.
     let is_level = |word: &str| word.contains(['=', '[']) || word.parse::<LevelFilter>().is_ok();

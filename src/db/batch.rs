@@ -35,8 +35,10 @@ use sqlx::{PgConnection, PgPool, Postgres};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tracing::{Instrument as _, Span};
 
 use super::{certain, database_message};
+use crate::traces;
 
 /// Calls that may wait; a few seconds' worth.
 const QUEUE_DEPTH: usize = 8192;
@@ -92,6 +94,8 @@ pub(super) fn column<'a, C, T>(calls: &[&'a C], value: impl Fn(&'a C) -> T) -> V
 struct Submitted<C: BatchedCall> {
     call: C,
     caller: oneshot::Sender<Result<C::Answer, BatchError>>,
+    /// The caller's, if it is recorded.
+    span: Span,
 }
 
 impl<C: BatchedCall> Submitted<C> {
@@ -128,7 +132,7 @@ impl<C: BatchedCall> Batcher<C> {
     /// Has a call executed, in one batch with those that come at the same time.
     pub async fn submit(&self, call: C) -> Result<C::Answer, BatchError> {
         let (caller, answer) = oneshot::channel();
-        self.calls.try_send(Submitted { call, caller }).map_err(|error| match error {
+        self.calls.try_send(Submitted { call, caller, span: traces::current() }).map_err(|error| match error {
             TrySendError::Full(_) => BatchError::Full,
             TrySendError::Closed(_) => BatchError::Database(Arc::new(sqlx::Error::WorkerCrashed)),
         })?;
@@ -331,7 +335,8 @@ async fn run<C: BatchedCall>(
     submitted: &[Submitted<C>],
 ) -> sqlx::Result<Vec<C::Answer>> {
     let calls: Vec<&C> = submitted.iter().map(|submitted| &submitted.call).collect();
-    let answers = AssertUnwindSafe(C::execute(connection, &calls)).catch_unwind();
+    let span = traces::start_batch(submitted.iter().map(|submitted| &submitted.span));
+    let answers = AssertUnwindSafe(C::execute(connection, &calls)).catch_unwind().instrument(span);
     match tokio::time::timeout(STATEMENT_TIMEOUT, answers).await {
         Ok(Ok(answers)) => answers,
         Ok(Err(_panic)) => {

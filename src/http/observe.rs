@@ -20,12 +20,15 @@ use tokio::time::timeout;
 use tracing::{Instrument as _, Span, debug_span, info_span};
 use uuid::Uuid;
 
+use super::Peer;
 use super::connection::ProbesOnly;
 use super::error::ApiError;
 use crate::app::App;
 use crate::error::Error;
+use crate::traces;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// The label of requests that match no route, as the Python service's instrumentation has it.
 const NO_ROUTE: &str = "none";
@@ -47,7 +50,8 @@ pub(super) async fn observe(State(app): State<App>, request: Request, next: Next
     let mut response = if request.extensions().get::<ProbesOnly>().is_some() && !record.probe {
         ApiError::from(Error::Busy(Duration::from_secs(1))).into_response()
     } else {
-        let answer = next.run(request).instrument(record.span.clone());
+        // Statements and hashes belong to the innermost span.
+        let answer = next.run(request).instrument(record.traced.clone()).instrument(record.span.clone());
         let answer = timeout(record.app.config.request_timeout, answer).await;
         answer.unwrap_or_else(|_elapsed| ApiError::TimedOut.into_response())
     };
@@ -71,6 +75,8 @@ struct RequestRecord {
     /// Whether it comes every few seconds for as long as the service lives, and says nothing unless it fails.
     probe: bool,
     span: Span,
+    /// The span for export; none of a probe.
+    traced: Span,
     recorded: bool,
 }
 
@@ -81,10 +87,15 @@ impl RequestRecord {
         let id = request_id(request.headers());
         let text = id.to_str().unwrap_or_default();
         let quiet = probe && route.as_ref().is_none_or(|route| route.as_str() != READY);
-        let span = if quiet { debug_span!("request", id = text) } else { info_span!("request", id = text) };
-        let bytes = content_length(request.headers()).unwrap_or(0).min(MAX_COUNTED_BYTES);
         let method = request.method().clone();
-        Self { app, started: Instant::now(), method, route, bytes, id, probe, span, recorded: false }
+        let (traced, trace_id) = start_trace(&app, request, &method, route.as_ref(), probe);
+        let span = if quiet {
+            debug_span!("request", id = text, trace_id)
+        } else {
+            info_span!("request", id = text, trace_id)
+        };
+        let bytes = content_length(request.headers()).unwrap_or(0).min(MAX_COUNTED_BYTES);
+        Self { app, started: Instant::now(), method, route, bytes, id, probe, span, traced, recorded: false }
     }
 
     /// Logs and counts the request.
@@ -101,8 +112,35 @@ impl RequestRecord {
                 tracing::info!(method, route, status, latency_us, "request");
             }
         });
+        traces::finish_request(&self.traced, status);
         self.app.metrics.observe_request(route, method, status, elapsed, [self.bytes, response_bytes]);
     }
+}
+
+/// The span for export, and the id of the trace, for the log.
+fn start_trace(
+    app: &App,
+    request: &Request,
+    method: &Method,
+    route: Option<&MatchedPath>,
+    probe: bool,
+) -> (Span, Option<String>) {
+    let sender = traceparent(request.headers()).and_then(traces::parse);
+    if probe {
+        return (Span::none(), sender.map(|sender| sender.trace_id().to_string()));
+    }
+    let trusted =
+        request.extensions().get::<Peer>().is_some_and(|peer| !app.config.trusted_proxies.distrusts(peer.0.ip()));
+    let route = route.map_or(NO_ROUTE, MatchedPath::as_str);
+    let (span, trace_id) = traces::start_request(method_label(method), route, sender, trusted);
+    (span, trace_id.map(|id| id.to_string()))
+}
+
+/// The `traceparent`, if there is exactly one.
+fn traceparent(headers: &HeaderMap) -> Option<&str> {
+    let mut values = headers.get_all(TRACEPARENT).iter();
+    let value = values.next()?;
+    value.to_str().ok().filter(|_| values.next().is_none())
 }
 
 impl Drop for RequestRecord {

@@ -2,7 +2,7 @@
 
 use std::net::TcpStream;
 
-use crate::stack::{Database, Service};
+use crate::stack::{Database, Service, client_builder};
 
 #[tokio::test]
 async fn connections_stop_short_of_the_limit_of_open_files() {
@@ -14,7 +14,7 @@ async fn connections_stop_short_of_the_limit_of_open_files() {
     let mut crowd: Vec<_> = (0..300).map(connect).collect();
     // There is a place for a probe, and a connection to the database for what it asks.
     let ask = async |path: &str| {
-        let client = reqwest::Client::builder().no_proxy().local_address("127.0.0.2".parse().ok());
+        let client = client_builder().local_address("127.0.0.2".parse().ok());
         let client = client.build().expect("a client can be built");
         client.get(service.url(path)).send().await.expect("the service answers").status()
     };

@@ -25,3 +25,4 @@ mod outage;
 mod readme;
 mod shutdown;
 mod stack;
+mod traces;

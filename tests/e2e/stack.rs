@@ -349,9 +349,14 @@ impl Gateway {
 
 // --- Requests ---------------------------------------------------------------------------------------------------------
 
+pub(crate) fn client_builder() -> reqwest::ClientBuilder {
+    // Needed even where nothing is encrypted; fails where there is one already.
+    rustls::crypto::ring::default_provider().install_default().ok();
+    reqwest::Client::builder().no_proxy()
+}
+
 pub(crate) fn client() -> reqwest::Client {
-    reqwest::Client::builder()
-        .no_proxy()
+    client_builder()
         .timeout(Duration::from_mins(1))
         .redirect(reqwest::redirect::Policy::none())
         .build()

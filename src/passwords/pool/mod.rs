@@ -19,6 +19,10 @@ use std::time::{Duration, Instant};
 
 use prometheus::{IntCounter, IntGauge};
 use tokio::sync::oneshot;
+use tracing::field::Empty;
+use tracing::{Instrument as _, trace_span};
+
+use crate::traces;
 
 /// The size of a pool.
 #[derive(Clone, Copy, Debug)]
@@ -139,7 +143,8 @@ impl<S> WorkerPool<S> {
         let (slot, release_at) = self.shared.admit(expected)?;
         // A timer would round up to the next millisecond.
         if release_at > Instant::now() {
-            tokio::time::sleep_until(release_at.into()).await;
+            let admission = trace_span!(target: traces::TARGET, "hash admission");
+            tokio::time::sleep_until(release_at.into()).instrument(admission).await;
         }
         Ok(slot)
     }
@@ -181,15 +186,21 @@ impl<S> Slot<'_, S> {
         work: impl FnOnce(&mut S) -> T + Send + 'static,
     ) -> Result<T, Overloaded> {
         let (sender, receiver) = oneshot::channel();
+        let span = trace_span!(target: traces::TARGET, "hash", wait_ms = Empty, work_ms = Empty);
+        let (recorded, enqueued) = (span.clone(), Instant::now());
         let work: Work<S> = Box::new(move |scratch| {
+            let started = Instant::now();
             let outcome = work(scratch);
+            recorded
+                .record("wait_ms", milliseconds(started - enqueued))
+                .record("work_ms", milliseconds(started.elapsed()));
             Box::new(move || {
                 // The caller may have gone away.
                 let _ = sender.send(outcome);
             })
         });
         self.enqueue(expected, work);
-        receiver.await.map_err(|_| {
+        receiver.instrument(span).await.map_err(|_| {
             self.shared.metrics.shed.inc();
             self.shared.overloaded(&self.shared.lock())
         })
@@ -225,6 +236,10 @@ impl<S> Drop for Slot<'_, S> {
             self.shared.release(&mut state, job.expected);
         }
     }
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
 }
 
 impl<S> Shared<S> {

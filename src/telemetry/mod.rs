@@ -1,4 +1,4 @@
-//! Logging: how a line looks, and how it gets to standard output.
+//! Logging: how a line looks, and how it gets to standard output. Traces are exported by [`export`].
 //!
 //! A request never waits for the reader of the log. Lines pass through a bounded queue to a thread of their own. When the
 //! reader is too slow for too long, lines are dropped rather than sign-ins.
@@ -6,53 +6,81 @@
 //! The thread writes what 20 ms bring together. Woken and writing for each line it would cost 20 µs of CPU per request,
 //! half as much as a refresh.
 
+mod export;
+
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing::Dispatch;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry};
 
 use crate::config::LogFormat;
+use crate::traces;
 
 /// How many lines may wait to be written; some megabytes.
 const MAX_WAITING_LINES: usize = 16 * 1024;
 /// For how long lines are gathered before they are written together.
 const GATHER_PERIOD: Duration = Duration::from_millis(20);
-/// How long the last lines may take: a reader that does not read must not keep the process from ending.
+/// How long the last lines and the last spans may take, each: a reader that does not read must not keep the process from
+/// ending.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Starts logging to standard output, until the guard is dropped. A second call in one process changes nothing.
+/// Starts logging to standard output, and exporting traces where there is a place for them, until the guard is dropped. A
+/// second call in one process changes nothing.
 ///
 /// # Errors
-/// When `filter` is no list of `target=level` directives.
-pub fn init(format: LogFormat, filter: &str) -> Result<LogGuard, Box<dyn std::error::Error + Send + Sync>> {
+/// When `filter` is no list of `target=level` directives, or `traces_endpoint` no URL.
+pub fn init(
+    format: LogFormat,
+    filter: &str,
+    traces_endpoint: Option<&str>,
+) -> Result<Guard, Box<dyn std::error::Error + Send + Sync>> {
     let filter = EnvFilter::try_new(filter)?;
+    let provider = traces_endpoint.map(export::start).transpose()?;
     let stdout = io::stdout();
     let ansi = stdout.is_terminal();
-    let (lines, guard) = lines_to(stdout);
+    let (lines, log) = lines_to(stdout);
     // Fails only where a subscriber is set already, which is as good.
-    let _ = subscriber(format, filter, ansi, lines).try_init();
-    Ok(guard)
+    let _ = subscriber(format, filter, ansi, lines, provider.as_ref()).try_init();
+    Ok(Guard { provider, _log: log })
 }
 
 /// Starts logging for a command, in JSON: its standard output is for its result.
 pub fn init_on_stderr() {
-    let _ = subscriber(LogFormat::Json, EnvFilter::new("info"), false, io::stderr).try_init();
+    let _ = subscriber(LogFormat::Json, EnvFilter::new("info"), false, io::stderr, None).try_init();
 }
 
-fn subscriber<W>(format: LogFormat, filter: EnvFilter, ansi: bool, writer: W) -> Dispatch
+fn subscriber<W>(
+    format: LogFormat,
+    filter: EnvFilter,
+    ansi: bool,
+    writer: W,
+    provider: Option<&SdkTracerProvider>,
+) -> Dispatch
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(writer);
-    match format {
-        LogFormat::Json => subscriber.json().flatten_event(true).with_span_list(false).finish().into(),
-        LogFormat::Pretty => subscriber.with_target(false).finish().into(),
+    let lines = tracing_subscriber::fmt::layer().with_ansi(ansi).with_writer(writer);
+    let lines: Box<dyn Layer<Registry> + Send + Sync> = match format {
+        LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
+        LogFormat::Pretty => lines.with_target(false).boxed(),
+    };
+    // A line names the innermost span that its filter lets pass, which is to be the request's.
+    let for_export = format!("{}=off", traces::TARGET).parse().expect("BUG: it is a directive");
+    let filter = filter.add_directive(for_export);
+    match provider {
+        // One filter for all costs less than one for each layer.
+        None => tracing_subscriber::registry().with(lines).with(filter).into(),
+        Some(provider) => {
+            tracing_subscriber::registry().with(lines.with_filter(filter)).with(export::layer(provider)).into()
+        }
     }
 }
 
@@ -91,9 +119,26 @@ impl<W: Write> Write for Gathered<W> {
     }
 }
 
+/// Sends the spans and writes the lines that wait when it is dropped.
+#[derive(Debug)]
+pub struct Guard {
+    provider: Option<SdkTracerProvider>,
+    // Written last: the exporter may have something to say.
+    _log: LogGuard,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(provider) = &self.provider {
+            // What fails is logged there.
+            let _ = provider.shutdown_with_timeout(FLUSH_TIMEOUT);
+        }
+    }
+}
+
 /// Writes the lines that wait when it is dropped.
 #[derive(Debug)]
-pub struct LogGuard(Option<WorkerGuard>);
+struct LogGuard(Option<WorkerGuard>);
 
 impl Drop for LogGuard {
     fn drop(&mut self) {
@@ -134,7 +179,10 @@ mod tests {
     fn logged(events: impl FnOnce()) -> Vec<Value> {
         let log = Log::default();
         let (lines, guard) = lines_to(log.clone());
-        tracing::dispatcher::with_default(&subscriber(LogFormat::Json, EnvFilter::new("info"), false, lines), events);
+        tracing::dispatcher::with_default(
+            &subscriber(LogFormat::Json, EnvFilter::new("info"), false, lines, None),
+            events,
+        );
         drop(guard);
         let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
         let lines = text.lines().map(|line| {
