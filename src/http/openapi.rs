@@ -6,7 +6,6 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 use utoipa::openapi::response::{Response, ResponseBuilder};
-use utoipa::openapi::schema::{ArrayBuilder, OneOfBuilder, Schema};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, Header, Object, Ref, RefOr, Type};
 use utoipa::{IntoResponses, Modify, OpenApi, ToSchema};
@@ -14,7 +13,7 @@ use utoipa::{IntoResponses, Modify, OpenApi, ToSchema};
 use super::error::{ApiError, Refusal};
 use super::extract::whole_number;
 use super::fields::FieldError;
-use super::problem::Location;
+use super::problem::{Location, Problem};
 use crate::domain::tokens::TokenError;
 use crate::error::Error;
 
@@ -81,34 +80,7 @@ pub(super) struct DetailSchema {
 #[schema(as = Problems)]
 #[expect(dead_code, reason = "as above")]
 pub(super) struct ProblemsSchema {
-    detail: Vec<ProblemSchema>,
-}
-
-/// One problem with a request, as pydantic describes it.
-#[derive(ToSchema)]
-#[schema(as = Problem)]
-#[expect(dead_code, reason = "as above")]
-pub(super) struct ProblemSchema {
-    #[schema(example = "missing")]
-    r#type: String,
-    #[schema(schema_with = location)]
-    loc: (),
-    #[schema(example = "Field required")]
-    msg: String,
-    /// What was sent, without secrets.
-    #[schema(value_type = Value)]
-    input: (),
-    #[schema(value_type = Option<Object>)]
-    ctx: Option<()>,
-}
-
-fn location() -> Schema {
-    let step = OneOfBuilder::new().item(Object::with_type(Type::String)).item(Object::with_type(Type::Integer));
-    ArrayBuilder::new()
-        .items(step)
-        .description(Some("Where: `[\"body\", \"email\"]`, or `[\"body\", 17]` for the 17th character."))
-        .build()
-        .into()
+    detail: Vec<Problem>,
 }
 
 /// Defines what stands among the responses of an operation: refusals, each an error and what it means.

@@ -9,6 +9,9 @@ use std::borrow::Cow;
 
 use serde::{Serialize, Serializer};
 use serde_json::Value;
+use utoipa::ToSchema;
+use utoipa::openapi::schema::{ArrayBuilder, OneOfBuilder, Schema};
+use utoipa::openapi::{Object, Type};
 
 use crate::domain::password::Password;
 
@@ -27,16 +30,20 @@ const MAX_INPUT_BYTES: usize = 4096;
 /// The name of a member that is longer may be a value that was put there.
 const MAX_NAME_BYTES: usize = 32;
 
-/// One entry of a 422 answer's `detail`, with the keys in pydantic's order.
-#[derive(Debug, Clone, Serialize)]
+/// One problem with a request, as pydantic describes it.
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub(super) struct Problem {
     #[serde(rename = "type")]
+    #[schema(example = "missing")]
     kind: &'static str,
+    #[schema(schema_with = Location::schema)]
     loc: Location,
+    #[schema(value_type = String, example = "Field required")]
     msg: Cow<'static, str>,
     /// What was sent, without secrets.
     input: Value,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
     ctx: Option<Context>,
 }
 
@@ -49,6 +56,14 @@ pub(super) enum Location {
     Field(&'static str),
     Path(&'static str),
     Query(&'static str),
+}
+
+impl Location {
+    fn schema() -> Schema {
+        let step = OneOfBuilder::new().item(Object::with_type(Type::String)).item(Object::with_type(Type::Integer));
+        let where_it_is = "Where: `[\"body\", \"email\"]`, or `[\"body\", 17]` for the 17th character.";
+        ArrayBuilder::new().items(step).description(Some(where_it_is)).build().into()
+    }
 }
 
 impl Serialize for Location {
