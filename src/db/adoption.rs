@@ -37,7 +37,7 @@ const NAMED: [(&str, &[&str]); 2] = [
 ];
 
 /// Tables and indexes that the migrations make, and so must not exist yet.
-const MADE: [&str; 14] = [
+const MADE: [&str; 24] = [
     "sessions",
     "sessions_pkey",
     "sessions_user_id_idx",
@@ -52,10 +52,26 @@ const MADE: [&str; 14] = [
     "users_hash_parameters_idx",
     "auth_throttle",
     "auth_throttle_pkey",
+    "mail_outbox",
+    "mail_outbox_pkey",
+    "mail_outbox_due_at_idx",
+    "mail_outbox_finished_at_idx",
+    "mail_outbox_user_id_idx",
+    "mail_tokens",
+    "mail_tokens_pkey",
+    "mail_tokens_token_hash_idx",
+    "mail_tokens_previous_hash_idx",
+    "mail_tokens_expires_at_idx",
 ];
 
-/// Columns that the migrations add to `refresh_tokens`.
-const ADDED: [&str; 4] = ["session_id", "used_at", "successor_jti", "refresh_tat"];
+/// Columns that the migrations add.
+const ADDED: [(&str, &str); 5] = [
+    ("users", "email_verified_at"),
+    ("refresh_tokens", "session_id"),
+    ("refresh_tokens", "used_at"),
+    ("refresh_tokens", "successor_jti"),
+    ("refresh_tokens", "refresh_tat"),
+];
 
 /// Where the Python service notes its own migrations.
 const ALEMBIC_VERSION: &str = "alembic_version_auth";
@@ -137,7 +153,7 @@ async fn check_table(connection: &mut PgConnection, table: &str, named: &[&str])
             let name = &column.name;
             return refuse(format!("`{table}.{name}` must be given on insert, and this service does not know it"));
         }
-        if table == "refresh_tokens" && ADDED.contains(&column.name.as_str()) {
+        if ADDED.contains(&(table, column.name.as_str())) {
             return refuse(format!("its table `{table}` already has a column `{}`", column.name));
         }
     }

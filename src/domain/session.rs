@@ -19,10 +19,12 @@ pub enum EndReason {
     UserDeleted,
     /// The user opened more sessions than one may have (`MAX_SESSIONS_PER_USER`); this was the oldest.
     SessionLimit,
+    /// The password was reset with a token from a mail.
+    PasswordReset,
 }
 
 impl EndReason {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Logout,
         Self::LoggedOutElsewhere,
         Self::ReplayDetected,
@@ -31,6 +33,7 @@ impl EndReason {
         Self::Expired,
         Self::UserDeleted,
         Self::SessionLimit,
+        Self::PasswordReset,
     ];
 
     /// The name that is stored and sent.
@@ -45,6 +48,7 @@ impl EndReason {
             Self::Expired => "expired",
             Self::UserDeleted => "user_deleted",
             Self::SessionLimit => "session_limit",
+            Self::PasswordReset => "password_reset",
         }
     }
 
