@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::PgPool;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
@@ -52,6 +53,8 @@ pub struct Parts {
     pub tokens: TokenKeys,
     pub hasher: Hasher,
     pub metrics: Metrics,
+    /// Wakes the mail worker of this replica: a mail is to be sent.
+    pub mail_inserted: Notify,
     /// Cancelled when the process has been asked to stop, before it accepts no further connection.
     pub stopping: CancellationToken,
 }
@@ -128,6 +131,7 @@ impl App {
             tokens,
             hasher,
             metrics,
+            mail_inserted: Notify::new(),
             stopping: CancellationToken::new(),
         })))
     }

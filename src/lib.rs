@@ -5,7 +5,7 @@
 //! cli       -> app clock config domain error http mail passwords service telemetry
 //! http      -> app config domain error metrics service traces
 //! service   -> app config db domain error mail passwords
-//! app       -> clock coalesce config db domain error mail metrics passwords
+//! app       -> clock coalesce config db domain error metrics passwords
 //! mail      -> config domain
 //! telemetry -> config traces
 //! config    -> domain passwords

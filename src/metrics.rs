@@ -23,11 +23,14 @@ pub struct Metrics {
     pub hash_queue_depth: IntGauge,
     pub hash_shed: IntCounter,
     pub login_capacity: Gauge,
-    /// By outcome: `success`, `invalid`, `throttled`, `shed`, `failed`.
+    /// By outcome: `success`, `invalid`, `unverified`, `throttled`, `shed`, `failed`.
     pub logins: IntCounterVec,
     /// By outcome: `rotated`, `replayed_answer`, `grace_refused`, `replay_detected`, `throttled`, `refused`, `failed`.
     pub refreshes: IntCounterVec,
     pub replays_detected: IntCounter,
+    /// By outcome (`sent`, `retried`, `dead`, `dropped`) and template.
+    pub mails: IntCounterVec,
+    pub mail_oldest_unsent: Gauge,
     pub connections: IntGauge,
     pub connections_refused: IntCounter,
 }
@@ -51,6 +54,8 @@ impl Metrics {
             .buckets(vec![0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28]);
         let capacity =
             Gauge::new("auth_login_capacity_per_second", "Logins per second that hashing allows, as measured.");
+        let oldest_unsent =
+            Gauge::new("auth_mail_oldest_unsent_seconds", "Age of the oldest mail that waits to be sent.");
         let metrics = Self {
             http_requests: counters("http_requests_total", "Requests by route, method and status class.", &by_status),
             http_seconds: histogram("http_request_duration_seconds", "Time to the response head.", &by_method, &times),
@@ -71,6 +76,8 @@ impl Metrics {
                 "auth_replay_detected_total",
                 "Sessions ended because a used refresh token came back.",
             ),
+            mails: counters("auth_mail_total", "Attempts to send a mail by outcome.", &["outcome", "template"]),
+            mail_oldest_unsent: registered(&registry, oldest_unsent),
             connections: gauge("auth_http_connections", "Client connections that are open."),
             connections_refused: counter(
                 "auth_http_connections_refused_total",

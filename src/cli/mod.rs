@@ -181,8 +181,8 @@ async fn clean_up(database: &Given<DatabaseSettings>, history: &Given<HistorySet
     let history = history.resolve()?.sessions;
     match cleanup::clean_up(&begin(database)?, Clock::system().now(), history, cleanup::Depth::Full).await? {
         Some(report) => print(&format!(
-            "deleted {} expired tokens, {} ended sessions, {} throttle buckets",
-            report.tokens, report.sessions, report.throttle_buckets
+            "deleted {} expired tokens, {} ended sessions, {} throttle buckets, {} mails, {} expired mail tokens",
+            report.tokens, report.sessions, report.throttle_buckets, report.mails, report.mail_tokens
         )),
         None => print("another replica is cleaning up"),
     }

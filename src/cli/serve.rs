@@ -4,7 +4,8 @@ use super::CliError;
 use crate::app::App;
 use crate::clock::Clock;
 use crate::config::{Config, DatabaseSettings, Environment, Given};
-use crate::service::{cleanup, clock, credentials, migrate};
+use crate::mail::Mailer;
+use crate::service::{cleanup, clock, credentials, mail, migrate};
 use crate::{http, service, telemetry};
 
 pub(super) async fn run(settings: &Given<Config>, no_migrate: bool) -> Result<(), CliError> {
@@ -14,6 +15,7 @@ pub(super) async fn run(settings: &Given<Config>, no_migrate: bool) -> Result<()
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
+    let mailer = config.mail.is_on().then(|| Mailer::new(&config.mail)).transpose()?;
     // Asked for from the first moment: the first process of a container has no other way to be stopped.
     let mut shutdown = std::pin::pin!(shutdown_signal()?);
     tokio::select! {
@@ -35,6 +37,10 @@ pub(super) async fn run(settings: &Given<Config>, no_migrate: bool) -> Result<()
     if database.has_files() {
         tokio::spawn(credentials::follow(app.clone(), database));
     }
+    let mails = match mailer {
+        Some(mailer) => tokio::spawn(mail::run(app.clone(), mailer)),
+        None => tokio::spawn(async { tracing::info!("mail is off: SMTP_URL and MAIL_FROM are not set") }),
+    };
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         address = %listener.local_addr()?,
@@ -43,6 +49,7 @@ pub(super) async fn run(settings: &Given<Config>, no_migrate: bool) -> Result<()
     );
     let finished = http::serve(app.clone(), listener, shutdown).await;
     service::settle(&app).await;
+    let _ = mails.await;
     if finished {
         tracing::info!("stopped");
     } else {

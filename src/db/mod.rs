@@ -7,6 +7,8 @@ mod adoption;
 pub mod batch;
 pub mod certain;
 pub mod cleanup;
+pub mod mail_outbox;
+pub mod mail_tokens;
 pub mod migrations;
 mod pools;
 pub mod refresh_tokens;

@@ -188,6 +188,17 @@ impl Settle for OpenedSession {
     }
 }
 
+/// When and from where a session was opened.
+pub async fn origin(
+    executor: impl PgExecutor<'_>,
+    id: SessionId,
+) -> sqlx::Result<Option<(DateTime<Utc>, Option<IpAddr>)>> {
+    let row = sqlx::query!(r#"SELECT created_at AS "created_at: Timestamp", ip FROM sessions WHERE id = $1"#, id as _)
+        .fetch_optional(executor)
+        .await?;
+    Ok(row.map(|row| (row.created_at.0, row.ip.map(|net| net.addr()))))
+}
+
 /// A row of a list of sessions.
 struct Row {
     id: SessionId,

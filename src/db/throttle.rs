@@ -1,8 +1,24 @@
 //! `auth_throttle`: buckets of counted events (`domain::throttle`), shared by all replicas. They are written by the
-//! statement that fetches the user (`db::users::Lookup`) and by the one that opens a session (`db::sessions::NewSession`).
+//! statement that fetches the user (`db::users::Lookup`), by the one that opens a session (`db::sessions::NewSession`), and by
+//! the one that inserts a mail (`db::mail_outbox::insert`).
 
 use chrono::{DateTime, Utc};
 use sqlx::PgExecutor;
+
+use crate::domain::throttle::Bucket;
+
+/// Forgets what was counted in these buckets, which are locked in the order of their keys.
+pub async fn empty(executor: impl PgExecutor<'_>, buckets: &[Bucket]) -> sqlx::Result<()> {
+    sqlx::query!(
+        "DELETE FROM auth_throttle WHERE key IN (
+            SELECT key FROM auth_throttle WHERE key = ANY ($1) ORDER BY key FOR UPDATE
+        )",
+        &buckets.iter().map(|bucket| bucket.key.clone()).collect::<Vec<_>>(),
+    )
+    .execute(executor)
+    .await
+    .map(|_| ())
+}
 
 /// Removes up to `size` buckets that are full again, or further ahead than any limit allows.
 pub async fn delete_full(executor: impl PgExecutor<'_>, size: i64, now: DateTime<Utc>) -> sqlx::Result<u64> {

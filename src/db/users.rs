@@ -240,8 +240,12 @@ pub async fn of_bearer(pool: &PgPool, subject: &str, session_id: SessionId) -> s
 /// The user with this id.
 pub async fn get(executor: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<Option<UserDetails>> {
     let row = sqlx::query!(
-        r#"SELECT id AS "id: UserId", email, role AS "role: Role", created_at AS "created_at: Timestamp"
-        FROM users WHERE id = $1"#,
+        r#"
+        SELECT
+            id AS "id: UserId", email, role AS "role: Role", created_at AS "created_at: Timestamp",
+            email_verified_at IS NOT NULL AS "email_verified!"
+        FROM users WHERE id = $1
+        "#,
         id as _,
     )
     .fetch_optional(executor)
@@ -249,8 +253,7 @@ pub async fn get(executor: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<Opti
     Ok(row.map(|row| UserDetails {
         user: User { id: row.id, email: row.email, role: row.role },
         created_at: row.created_at.0,
-        // Addresses are not verified yet. Once they are: whether `users.email_verified_at` is set.
-        email_verified: false,
+        email_verified: row.email_verified,
     }))
 }
 

@@ -1,20 +1,23 @@
-//! What a session remembers of the client that opened it.
+//! What is known of a client.
 
 use std::net::IpAddr;
 
-/// The client of a request: its address, and what it calls itself.
+use super::mail::Locale;
+
+/// The client of a request: its address, what it calls itself, and the language that it prefers.
 #[derive(Clone, Debug)]
 pub struct ClientInfo {
     pub user_agent: Option<String>,
     pub ip: IpAddr,
+    pub locale: Locale,
 }
 
 impl ClientInfo {
     /// The width of `sessions.user_agent`, in characters.
     const USER_AGENT_CHARACTERS: usize = 255;
 
-    pub fn new(user_agent: Option<&str>, ip: IpAddr) -> Self {
+    pub fn new(user_agent: Option<&str>, ip: IpAddr, locale: Locale) -> Self {
         let user_agent = user_agent.map(|text| text.chars().take(Self::USER_AGENT_CHARACTERS).collect());
-        Self { user_agent, ip }
+        Self { user_agent, ip, locale }
     }
 }

@@ -1,9 +1,9 @@
-//! Limits on logins, registrations and refreshes, by the generic cell rate algorithm: a bucket is one timestamp, the theoretical
+//! Limits on logins, registrations, mails and refreshes, by the generic cell rate algorithm: a bucket is one timestamp, the theoretical
 //! arrival time (TAT). Each event moves it one interval ahead; the bucket is full when it stands `burst` intervals ahead
 //! of the clock. No timer, no counter to reset, and waiting always helps.
 //!
-//! Here is what is counted in which bucket. The counting itself is a statement (`db::users::Lookup`), so that all
-//! replicas share it.
+//! Here is what is counted in which bucket. The counting itself is done by statements (`db::users::Lookup`,
+//! `db::mail_outbox::insert`), so that all replicas share it.
 
 use chrono::TimeDelta;
 use ipnet::IpNet;
@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use std::net::IpAddr;
 
 use super::email::Email;
+use super::mail::Template;
 use super::network::{counted_network, counted_site};
 
 /// How many events at once, and how fast the allowance comes back.
@@ -54,6 +55,12 @@ pub struct Throttle {
     pub register_network: Limit,
     /// Registrations from one site.
     pub register_site: Limit,
+    /// Mails to one address, whoever asks for them.
+    pub mail_address: Limit,
+    /// Mails that one network asks for.
+    pub mail_network: Limit,
+    /// Mails that one site asks for.
+    pub mail_site: Limit,
     /// Refreshes of one session after its login. Not in a bucket: each token hands it on to its successor
     /// (`db::refresh_tokens`).
     pub refresh_session: Limit,
@@ -67,6 +74,9 @@ pub const THROTTLE: Throttle = Throttle {
     login_site: Limit::new(2000, 1),
     register_network: Limit::new(500, 10),
     register_site: Limit::new(1000, 5),
+    mail_address: Limit::new(3, 3600),
+    mail_network: Limit::new(10, 600),
+    mail_site: Limit::new(20, 300),
     refresh_session: Limit::new(60, 10),
 };
 
@@ -74,15 +84,21 @@ impl Throttle {
     /// What a login is counted in.
     #[must_use]
     pub fn login(&self, email: &Email, client: IpAddr) -> Vec<Bucket> {
-        let (account, network) = (email.lowered(), Some(counted_network(client)));
-        let elsewhere = Bucket::new("login-account-elsewhere", None, account, self.login_account_elsewhere);
-        let mut buckets = vec![
-            Bucket::new("login-account", network, account, self.login_account),
-            Bucket { spares_known_networks: true, ..elsewhere },
-            Bucket::new("login-network", network, "", self.login_network),
-        ];
+        let mut buckets = self.login_of_account(email, client).to_vec();
+        buckets.push(Bucket::new("login-network", Some(counted_network(client)), "", self.login_network));
         buckets.extend(counted_site(client).map(|site| Bucket::new("login-site", Some(site), "", self.login_site)));
         buckets
+    }
+
+    /// As [`Throttle::login`], only for this account.
+    #[must_use]
+    pub fn login_of_account(&self, email: &Email, client: IpAddr) -> [Bucket; 2] {
+        let (account, network) = (email.lowered(), Some(counted_network(client)));
+        let elsewhere = Bucket::new("login-account-elsewhere", None, account, self.login_account_elsewhere);
+        [
+            Bucket::new("login-account", network, account, self.login_account),
+            Bucket { spares_known_networks: true, ..elsewhere },
+        ]
     }
 
     /// What a registration is counted in.
@@ -92,6 +108,17 @@ impl Throttle {
         let mut buckets = vec![Bucket::new("register-network", network, "", self.register_network)];
         let site = counted_site(client);
         buckets.extend(site.map(|site| Bucket::new("register-site", Some(site), "", self.register_site)));
+        buckets
+    }
+
+    /// What a mail is counted in that a client asks for.
+    #[must_use]
+    pub fn mail(&self, template: Template, email: &Email, client: IpAddr) -> Vec<Bucket> {
+        let mut buckets = vec![
+            Bucket::new(template.label(), None, email.lowered(), self.mail_address),
+            Bucket::new("mail-network", Some(counted_network(client)), "", self.mail_network),
+        ];
+        buckets.extend(counted_site(client).map(|site| Bucket::new("mail-site", Some(site), "", self.mail_site)));
         buckets
     }
 }

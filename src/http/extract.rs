@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::extract::{FromRequestParts, RawQuery};
-use axum::http::header::{AUTHORIZATION, USER_AGENT};
+use axum::http::header::{ACCEPT_LANGUAGE, AUTHORIZATION, USER_AGENT};
 use axum::http::request::Parts;
 use serde_json::Value;
 use uuid::Uuid;
@@ -15,6 +15,7 @@ use super::problem::{Location, Problem};
 use crate::app::App;
 use crate::config::UsersListAccess;
 use crate::domain::client::ClientInfo;
+use crate::domain::mail::Locale;
 use crate::domain::page::PageSize;
 use crate::service::bearer::{self, Bearer};
 
@@ -90,8 +91,10 @@ impl FromRequestParts<App> for ClientInfo {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Self::Rejection> {
         let user_agent = parts.headers.get(USER_AGENT).map(|value| String::from_utf8_lossy(value.as_bytes()));
+        let languages = parts.headers.get(ACCEPT_LANGUAGE).and_then(|value| value.to_str().ok());
+        let locale = languages.and_then(Locale::accepted).unwrap_or_default();
         // PostgreSQL stores no NUL, and a header cannot hold one anyway.
-        Ok(Self::new(user_agent.as_deref(), client_address(parts, app)))
+        Ok(Self::new(user_agent.as_deref(), client_address(parts, app), locale))
     }
 }
 

@@ -21,6 +21,8 @@ pub struct Report {
     pub tokens: i64,
     pub sessions: u64,
     pub throttle_buckets: u64,
+    pub mails: u64,
+    pub mail_tokens: u64,
 }
 
 /// How far to look for expired tokens.
@@ -76,6 +78,20 @@ async fn delete_all(
         }
     }
     loop {
+        let deleted = db::mail_outbox::delete_finished(&mut *connection, now - history, STEP).await?;
+        report.mails += deleted;
+        if deleted == 0 {
+            break;
+        }
+    }
+    loop {
+        let deleted = db::mail_tokens::delete_expired(&mut *connection, now, STEP).await?;
+        report.mail_tokens += deleted;
+        if deleted == 0 {
+            break;
+        }
+    }
+    loop {
         let deleted = db::throttle::delete_full(&mut *connection, STEP, now).await?;
         report.throttle_buckets += deleted;
         if deleted == 0 {
@@ -96,8 +112,8 @@ pub async fn run(app: App) {
         match clean_up(&app.db, app.clock.now(), app.config.history.sessions, Depth::Usual).await {
             Ok(None) => tracing::debug!("another replica is cleaning up"),
             Ok(Some(report)) if report == Report::default() => tracing::debug!("nothing to clean up"),
-            Ok(Some(Report { tokens, sessions, throttle_buckets })) => {
-                tracing::info!(tokens, sessions, throttle_buckets, "cleaned up");
+            Ok(Some(Report { tokens, sessions, throttle_buckets, mails, mail_tokens })) => {
+                tracing::info!(tokens, sessions, throttle_buckets, mails, mail_tokens, "cleaned up");
             }
             Err(error) => {
                 tracing::warn!(%error, "clean-up failed; it will be tried again");
@@ -117,6 +133,7 @@ pub async fn look_for_foreign_hashes(app: &App) {
     }
 }
 
-fn jittered(interval: Duration) -> Duration {
+/// Varies an interval by up to a fifth.
+pub(super) fn jittered(interval: Duration) -> Duration {
     interval.mul_f64(rand::random_range(0.8..=1.2))
 }

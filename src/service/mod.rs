@@ -7,6 +7,7 @@ pub mod clock;
 pub mod credentials;
 pub mod login;
 pub mod logout;
+pub mod mail;
 pub mod migrate;
 pub mod password;
 pub mod refresh;

@@ -206,7 +206,7 @@ async fn cleanup_says_what_it_deleted() {
         .execute("INSERT INTO refresh_tokens (user_id, jti, token_hash, expires_at) VALUES (1, 'x', 'x', '2020-01-01')")
         .await;
     let cleaned = scene.run(&["cleanup"], "");
-    cleaned.assert(0, "deleted 1 expired tokens, 0 ended sessions, 0 throttle buckets\n");
+    cleaned.assert(0, "deleted 1 expired tokens, 0 ended sessions, 0 throttle buckets, 0 mails, 0 expired mail tokens\n");
     assert_eq!(cleaned.complaint, "");
 }
 

@@ -6,6 +6,7 @@ use auth::db::sessions::NewSession;
 use auth::db::sign_out::Except;
 use auth::domain::client::ClientInfo;
 use auth::domain::ids::{SessionId, UserId};
+use auth::domain::mail::Locale;
 use auth::domain::password::PasswordHash;
 use auth::domain::session::EndReason;
 use auth::domain::tokens::Jti;
@@ -132,7 +133,7 @@ async fn new_session(app: &TestApp, email: &str) -> NewSession {
         user_id: UserId(id),
         verified: PasswordHash::from_stored(hash),
         replacement: None,
-        client: ClientInfo::new(None, [127, 0, 0, 1].into()),
+        client: ClientInfo::new(None, [127, 0, 0, 1].into(), Locale::En),
         token_hash: app.app.tokens.sign_refresh(email, &jti, session, expires_at).hash(),
         jti,
         expires_at,
