@@ -35,6 +35,12 @@ pub enum Error {
     /// An access token that is not genuine, expired, of the wrong kind, or whose session or user is gone.
     #[error("invalid access token")]
     InvalidAccessToken,
+    /// A token from a mail that is unknown, spent or expired.
+    #[error("invalid or expired token")]
+    InvalidMailToken,
+    /// A login with the right password, where the address must be verified first.
+    #[error("e-mail not verified")]
+    EmailNotVerified,
     /// A bearer who may not do this.
     #[error("not permitted")]
     Forbidden,

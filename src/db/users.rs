@@ -1,14 +1,17 @@
 //! `users`.
 
 use chrono::{DateTime, Utc};
+use sqlx::types::Uuid;
 use sqlx::{PgConnection, PgExecutor, PgPool};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use super::batch::{BatchedCall, column};
+use super::mail_outbox;
 use super::timestamp::Timestamp;
 use crate::domain::email::Email;
 use crate::domain::ids::{SessionId, UserId};
+use crate::domain::mail::Locale;
 use crate::domain::network::counted_network;
 use crate::domain::password::PasswordHash;
 use crate::domain::role::Role;
@@ -36,6 +39,7 @@ pub struct UserDetails {
 pub struct Account {
     pub user: User,
     pub password_hash: PasswordHash,
+    pub email_verified: bool,
 }
 
 /// Who signs in or registers, and what that is counted in; nothing where the throttle is off.
@@ -90,7 +94,7 @@ impl BatchedCall for Lookup {
                 SELECT asked.position, asked.network, account.*
                 FROM asked
                 LEFT JOIN LATERAL (
-                    SELECT id, email, role, password_hash
+                    SELECT id, email, role, password_hash, email_verified_at
                     FROM users
                     WHERE lower(email) IN (lower(asked.email), asked.lowered)
                     ORDER BY email = asked.email DESC, email = asked.lowered DESC, id
@@ -148,6 +152,7 @@ impl BatchedCall for Lookup {
                 found.email AS "email?",
                 found.role AS "role?: Role",
                 found.password_hash AS "password_hash?: PasswordHash",
+                found.email_verified_at IS NOT NULL AS "email_verified!",
                 outcome.keys AS "keys?",
                 outcome.wait AS "wait?"
             FROM found LEFT JOIN outcome USING (position)
@@ -175,6 +180,7 @@ struct FoundRow {
     email: Option<String>,
     role: Option<Role>,
     password_hash: Option<PasswordHash>,
+    email_verified: bool,
     /// Of the buckets that count here.
     keys: Option<Vec<Vec<u8>>>,
     /// Microseconds; null where the attempt fits.
@@ -185,7 +191,8 @@ impl FoundRow {
     fn found(self, lookup: &Lookup) -> Found {
         let account = match (self.id, self.email, self.role, self.password_hash) {
             (Some(id), Some(email), Some(role), Some(password_hash)) => {
-                Some(Account { user: User { id, email, role }, password_hash })
+                let email_verified = self.email_verified;
+                Some(Account { user: User { id, email, role }, password_hash, email_verified })
             }
             _ => None,
         };
@@ -264,23 +271,43 @@ pub async fn exists(executor: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<b
         .await
 }
 
+/// How the address of a new user becomes verified.
+#[derive(Clone, Copy, Debug)]
+pub enum Verification {
+    /// An operator vouches for it.
+    Done,
+    /// By a mail with this id, in the language that the user prefers.
+    Mail(Uuid, Locale),
+    /// By a reset of the password, if at all.
+    None,
+}
+
 /// Adds a user unless the address is taken in any spelling; `None` says it is. Among concurrent registrations the
-/// unique constraint decides, since new addresses are stored lower-cased.
+/// unique constraint decides, since new addresses are stored lower-cased. A mail is inserted together with the user.
 pub async fn insert(
     executor: impl PgExecutor<'_>,
     email: &Email,
     password_hash: &PasswordHash,
     role: &Role,
+    verification: Verification,
     now: DateTime<Utc>,
 ) -> sqlx::Result<Option<UserId>> {
+    let (verified_at, mail) = match verification {
+        Verification::Done => (Some(now), None),
+        Verification::Mail(id, locale) => (None, Some((id, locale))),
+        Verification::None => (None, None),
+    };
     sqlx::query_scalar!(
         r#"
         WITH inserted AS (
-            INSERT INTO users (email, password_hash, role, created_at, updated_at)
-            SELECT $1::text, $2, $3, $4, $4
+            INSERT INTO users (email, password_hash, role, created_at, updated_at, email_verified_at)
+            SELECT $1::text, $2, $3, $4, $4, $5
             WHERE NOT EXISTS (SELECT FROM users WHERE lower(email) = $1::text)
             ON CONFLICT ON CONSTRAINT users_email_key DO NOTHING
             RETURNING id
+        ), mail AS (
+            INSERT INTO mail_outbox (id, template, locale, user_id, created_at, due_at, give_up_at)
+            SELECT $6, 'verify_email', $7, id, $4, $4, $8 FROM inserted WHERE $6::uuid IS NOT NULL
         )
         SELECT id AS "id!: UserId" FROM inserted
         UNION ALL SELECT id FROM users WHERE email = $1::text AND password_hash = $2
@@ -289,6 +316,10 @@ pub async fn insert(
         password_hash as _,
         role as _,
         now.naive_utc(),
+        verified_at.map(|at| at.naive_utc()),
+        mail.map(|(id, _)| id),
+        mail.map_or(Locale::default(), |(_, locale)| locale).label(),
+        mail_outbox::give_up_at(now).naive_utc(),
     )
     .fetch_optional(executor)
     .await
@@ -366,6 +397,17 @@ pub async fn set_password_hash(
     .execute(executor)
     .await
     .map(|_| ())
+}
+
+/// Whether a user has exactly this hash, whose salt tells it from all others.
+pub async fn has_password_hash(executor: impl PgExecutor<'_>, id: UserId, hash: &PasswordHash) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT FROM users WHERE id = $1 AND password_hash = $2) AS "exists!""#,
+        id as _,
+        hash as _,
+    )
+    .fetch_one(executor)
+    .await
 }
 
 /// Deletes a user, under the same lock as [`set_role`]; tokens go with it, ended sessions stay for their reasons.

@@ -11,7 +11,8 @@ use super::error::ApiError;
 use super::extract::{BearerToken, SignedIn};
 use super::fields::{FieldError, Fields};
 use super::openapi::{
-    BodyErrors, EmailTaken, InvalidCredentials, InvalidRefreshToken, RoleNotOpen, Throttled, Unauthorized, Unavailable,
+    BodyErrors, EmailNotVerified, EmailTaken, InvalidCredentials, InvalidRefreshToken, RoleNotOpen, Throttled,
+    Unauthorized, Unavailable,
 };
 use super::problem::Problem;
 use crate::app::App;
@@ -48,7 +49,7 @@ impl From<RoleError> for FieldError {
     }
 }
 
-fn choose(text: &str) -> Result<Password, PasswordError> {
+pub(super) fn choose(text: &str) -> Result<Password, PasswordError> {
     Password::choose(text.to_owned())
 }
 
@@ -187,7 +188,7 @@ pub(super) async fn register(
 #[utoipa::path(post, path = "/auth/login", tag = "auth", request_body = LoginRequest,
     responses(
         (status = 200, description = "Signed in", body = Tokens),
-        InvalidCredentials, BodyErrors, Throttled, Unavailable,
+        InvalidCredentials, BodyErrors, EmailNotVerified, Throttled, Unavailable,
     ))]
 pub(super) async fn login(
     State(app): State<App>,

@@ -104,6 +104,8 @@ fn service(error: &Error) -> Refusal {
         Error::RefreshRefused(Some(reason)) => because(unauthorized("Refresh token not valid"), reason.as_str()),
         Error::NotAuthenticated => unauthorized("Not authenticated"),
         Error::InvalidAccessToken => unauthorized("Invalid access token"),
+        Error::InvalidMailToken => detail(StatusCode::BAD_REQUEST, "Invalid or expired token"),
+        Error::EmailNotVerified => detail(StatusCode::FORBIDDEN, "Email not verified"),
         Error::Forbidden => detail(StatusCode::FORBIDDEN, "Not permitted"),
         Error::NotFound => detail(StatusCode::NOT_FOUND, "Not Found"),
         Error::LastAdmin => detail(StatusCode::CONFLICT, "The last administrator cannot be deleted or demoted"),

@@ -10,6 +10,7 @@ mod extract;
 mod fields;
 mod health;
 mod json;
+mod mail;
 mod observe;
 mod openapi;
 mod origin;
@@ -70,13 +71,14 @@ fn routes() -> OpenApiRouter<App> {
 /// The OpenAPI document.
 #[must_use]
 pub fn openapi() -> utoipa::openapi::OpenApi {
-    openapi::complete(routes().into_openapi())
+    openapi::complete(routes().merge(mail::routes()).into_openapi())
 }
 
 /// Puts routes and layers together.
 #[must_use]
 pub fn build(app: App) -> HttpService {
-    let (router, _) = routes().split_for_parts();
+    let mail = if app.config.mail.is_on() { mail::routes() } else { OpenApiRouter::new() };
+    let (router, _) = routes().merge(mail).split_for_parts();
     let router = router
         .route("/health", get(health::health))
         .merge(if app.config.api_docs { docs::routes() } else { Router::new() })

@@ -97,7 +97,7 @@ macro_rules! refusals {
 }
 
 refusals! {
-    // Goes before `RoleNotOpen` and `Forbidden`, which have another 403.
+    // Goes before `RoleNotOpen`, `Forbidden`, `EmailNotVerified` and `MailTokenErrors`, which have another 403 or 400.
     BodyErrors {
         ApiError::UnreadableBody => "The body cannot be read",
         ApiError::ForeignOrigin => "A page of another site sent this",
@@ -117,6 +117,10 @@ refusals! {
     RoleNotOpen { Error::RoleNotOpen => "The role is not open for registration, or a page of another site sent this", }
     NotFound { Error::NotFound => "No such user or session", }
     Conflict { Error::LastAdmin => "The last administrator, or a user to whom other data refers", }
+    MailTokenErrors { Error::InvalidMailToken => "The token is unknown, spent or expired, or the body cannot be read", }
+    EmailNotVerified {
+        Error::EmailNotVerified => "The address must be verified first, or a page of another site sent this",
+    }
     EmailTaken { Error::EmailTaken => "The address has an account", }
     Throttled { Error::Throttled(Duration::from_mins(1)) => "Too many attempts", }
     Unavailable { Error::Busy(Duration::from_secs(1)) => "Busy, or without its database", }

@@ -25,6 +25,7 @@ pub async fn login(app: &App, email: &Email, password: Password, client: &Client
     let label = match &outcome {
         Ok(_) => "success",
         Err(Error::InvalidCredentials) => "invalid",
+        Err(Error::EmailNotVerified) => "unverified",
         Err(Error::Throttled(_)) => "throttled",
         Err(Error::Busy(_)) => "shed",
         Err(_) => "failed",
@@ -36,7 +37,11 @@ pub async fn login(app: &App, email: &Email, password: Password, client: &Client
 async fn try_login(app: &App, email: &Email, password: &Password, client: &ClientInfo) -> Result<TokenPair, Error> {
     for _ in 0..ATTEMPTS {
         let verified = verify_password(app, "login", email, password, client).await?;
-        let Account { user, password_hash } = verified.account;
+        let Account { user, password_hash, email_verified } = verified.account;
+        if app.config.mail.login_requires_verified_email && !email_verified {
+            audit("login", "unverified", Some(user.id), None, client.ip);
+            return Err(Error::EmailNotVerified);
+        }
         let (session, tokens) = new_session(app, &user, client, password_hash, verified.replacement, verified.counted);
         let id = session.id;
         let answer = app.unanswered_logins.expect(session.opened());

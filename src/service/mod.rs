@@ -5,6 +5,7 @@ pub mod bearer;
 pub mod cleanup;
 pub mod clock;
 pub mod credentials;
+pub mod forgot_password;
 pub mod login;
 pub mod logout;
 pub mod mail;
@@ -12,9 +13,11 @@ pub mod migrate;
 pub mod password;
 pub mod refresh;
 pub mod register;
+pub mod reset_password;
 pub mod sessions;
 mod tokens;
 pub mod users;
+pub mod verify_email;
 
 use std::time::Duration;
 

@@ -6,6 +6,7 @@ use sqlx::{Connection as _, PgPool};
 use super::audit::{Actor, audit, audit_by};
 use super::bearer::Bearer;
 use super::login::verify_password;
+use super::mail;
 use super::tokens::new_session;
 use crate::app::App;
 use crate::db;
@@ -15,13 +16,14 @@ use crate::db::sign_out::Except;
 use crate::domain::client::ClientInfo;
 use crate::domain::email::Email;
 use crate::domain::ids::UserId;
+use crate::domain::mail::Template;
 use crate::domain::password::{Password, PasswordHash};
 use crate::domain::session::EndReason;
 use crate::domain::tokens::TokenPair;
 use crate::error::Error;
 
 /// Changes the password of the bearer. All sessions end, and the caller gets a new one. So no token that was
-/// stolen before, and no refresh in progress, is valid after the change.
+/// stolen before, no refresh in progress, and no token in a mail is valid after the change.
 pub async fn change_password(
     app: &App,
     bearer: &Bearer,
@@ -40,6 +42,7 @@ pub async fn change_password(
     // All others end, and are to say why.
     let session = NewSession { max_sessions: i64::MAX, ..session };
     let (user_id, others, session) = (user.id, Except::Session(session.id), &session);
+    let notice = &mail::notice(app, Template::PasswordChanged, user_id, client.locale);
     let answer = app.unanswered_logins.expect(session.opened());
     let changed = db::certain::execute(&app.db, |mut connection, again| async move {
         let mut transaction = connection.begin().await?;
@@ -50,6 +53,10 @@ pub async fn change_password(
         }
         if opened == [true] {
             db::sign_out::end_all(&mut transaction, user_id, others, EndReason::PasswordChanged, session.now).await?;
+            db::mail_tokens::void(&mut *transaction, user_id).await?;
+            if let Some(notice) = notice {
+                db::mail_outbox::insert(&mut *transaction, notice, &[]).await?;
+            }
             transaction.commit().await?;
         }
         Ok(opened == [true])
@@ -59,6 +66,7 @@ pub async fn change_password(
     if !changed {
         return Err(Error::InvalidCredentials);
     }
+    app.mail_inserted.notify_one();
     audit("password_change", "success", Some(user.id), Some(session.id), client.ip);
     Ok(tokens)
 }
@@ -73,6 +81,7 @@ pub async fn set_password(
 ) -> Result<u64, Error> {
     let mut transaction = db.begin().await?;
     db::users::set_password_hash(&mut *transaction, user_id, hash, now).await?;
+    db::mail_tokens::void(&mut *transaction, user_id).await?;
     let reason = EndReason::PasswordChanged;
     let ended = db::sign_out::end_all(&mut transaction, user_id, Except::Nothing, reason, now).await?;
     transaction.commit().await?;

@@ -1,17 +1,19 @@
 //! Registering a user.
 
+use uuid::Uuid;
+
 use super::audit::audit;
 use super::bearer::require_admin;
 use crate::app::App;
 use crate::db;
-use crate::db::users::{Counted, Lookup};
+use crate::db::users::{Counted, Lookup, Verification};
 use crate::domain::client::ClientInfo;
 use crate::domain::email::Email;
 use crate::domain::password::Password;
 use crate::domain::role::Role;
 use crate::error::Error;
 
-/// Registers a user. `bearer` is asked for only if the role is not open to everybody.
+/// Registers a user, who gets a mail to verify the address where mail is on. `bearer` is asked for only if the role is not open to everybody.
 pub async fn register(
     app: &App,
     email: &Email,
@@ -41,14 +43,19 @@ pub async fn register(
     }
     let hash = slot.hash(password).await?;
     let (hash, now) = (&hash, app.clock.now());
+    let by_mail = || Verification::Mail(Uuid::now_v7(), client.locale);
+    let verification = if app.config.mail.is_on() { by_mail() } else { Verification::None };
     let created = db::certain::execute(&app.db, |mut connection, again| async move {
-        match db::users::insert(&mut *connection, email, hash, role, now).await? {
+        match db::users::insert(&mut *connection, email, hash, role, verification, now).await? {
             // Perhaps an earlier attempt, which was being committed just then.
-            None if again => db::users::insert(&mut *connection, email, hash, role, now).await,
+            None if again => db::users::insert(&mut *connection, email, hash, role, verification, now).await,
             created => Ok(created),
         }
     });
     let created = created.await?;
+    if created.is_some() {
+        app.mail_inserted.notify_one();
+    }
     audit("register", if created.is_some() { "success" } else { "email_taken" }, created, None, client.ip);
     created.map(|_| ()).ok_or(Error::EmailTaken)
 }

@@ -320,3 +320,29 @@ async fn what_was_never_sent_fails_within_seconds_and_harms_nothing(pool: PgPool
     pair(&scene.app.refresh(&scene.customer.refresh).await);
     assert_eq!((scene.outcomes("failed"), scene.outcomes("rotated")), (1, 1));
 }
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn a_mail_that_was_asked_for_is_counted_and_inserted_once(pool: PgPool) {
+    let scene = Scene::new(pool, &[]).await;
+    let answer = scene.cut_behind("reset_password", scene.app.forgot("cust@example.com")).await;
+    assert_eq!(answer.status, 202);
+    let mails = "SELECT count(*) FROM mail_outbox WHERE template = 'reset_password'";
+    assert_eq!(scene.app.value::<i64>(mails).await, 1);
+    for status in [202, 202, 429] {
+        assert_eq!(scene.app.forgot("cust@example.com").await.status, status);
+    }
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn a_reset_that_was_committed_is_answered_as_done(pool: PgPool) {
+    let scene = Scene::new(pool, &[]).await;
+    scene.app.deliver().await;
+    let token = scene.app.reset_token("cust@example.com").await;
+    let answer = scene.cut_behind("COMMIT", scene.app.reset_password(&token, NEW_PASSWORD)).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    scene.app.reset_password(&token, NEW_PASSWORD).await.assert_detail(400, "Invalid or expired token");
+    pair(&scene.app.try_login("cust@example.com", NEW_PASSWORD).await);
+    let notices = "SELECT count(*) FROM mail_outbox WHERE template = 'password_reset'";
+    assert_eq!(scene.app.value::<i64>(notices).await, 1);
+    assert_eq!(scene.app.end_reason(scene.customer.session()).await.as_deref(), Some("password_reset"));
+}

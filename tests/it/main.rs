@@ -8,6 +8,7 @@ mod forge;
 #[path = "../load/forwarder.rs"]
 #[expect(dead_code, reason = "the drills use more of it")]
 mod forwarder;
+mod mailbox;
 mod recorder;
 mod support;
 
@@ -19,6 +20,7 @@ mod cleanup;
 mod clock;
 mod contract;
 mod email;
+mod forgot_password;
 mod health;
 mod http;
 mod login;
@@ -35,6 +37,7 @@ mod refresh_adopted;
 mod refresh_batch;
 mod refresh_reuse;
 mod register;
+mod reset_password;
 mod secrets;
 mod server;
 mod sessions;
@@ -48,3 +51,4 @@ mod timestamps;
 mod token_attacks;
 mod users;
 mod users_admin;
+mod verify_email;

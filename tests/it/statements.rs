@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 
 use crate::recorder::Recorder;
-use crate::support::{PASSWORD, TestApp, pair, sign};
+use crate::support::{MAIL_OFF, PASSWORD, TestApp, pair, sign};
 
 /// Asserts what was sent since the last call, by how each statement begins.
 #[track_caller]
@@ -115,4 +115,23 @@ async fn what_is_refused_by_its_form_costs_no_statement(pool: PgPool) {
     }
     app.request_as(Method::PUT, "/users/me", &tokens.access, None).await;
     assert_sent(&recorder, &[]);
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn mail_costs_a_registration_a_login_and_a_refresh_no_statement(pool: PgPool) {
+    for (flags, of_a_change) in [(&MAIL_OFF[..], 8), (&[], 9)] {
+        let app = TestApp::with(pool.clone(), flags);
+        app.execute("DELETE FROM users").await;
+        let recorder = Recorder::start();
+        app.register("cust@example.com", "customer").await;
+        assert_eq!(recorder.take().len(), 2);
+        let tokens = app.login("cust@example.com").await;
+        assert_eq!(recorder.take().len(), 2);
+        pair(&app.refresh(&tokens.refresh).await);
+        assert_eq!(recorder.take().len(), 1);
+        let body = json!({"current_password": PASSWORD, "new_password": "another password"});
+        pair(&app.request_as(Method::POST, "/auth/password", &tokens.access, Some(body)).await);
+        // The notice.
+        assert_eq!(recorder.take().len(), of_a_change);
+    }
 }

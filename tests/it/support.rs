@@ -29,6 +29,10 @@ pub(crate) const PASSWORD: &str = "P@ssw0rd!";
 /// The defaults of production that development opens.
 pub(crate) const CLOSED: [&str; 2] = ["--register-open-roles=customer", "--users-list-access=admin"];
 
+/// Where `SMTP_URL` and `MAIL_FROM` are not set, outside development.
+pub(crate) const MAIL_OFF: [&str; 3] =
+    ["--app-env=production", "--register-open-roles=customer,admin", "--jwt-secret=41d8d5f7c6a0b1e29f3be0a5a4f0c7d3"];
+
 /// A service in development mode, with the throttle on; `settings` are flags as in `--refresh-grace-seconds=10`.
 #[derive(Clone)]
 pub(crate) struct TestApp {
@@ -169,6 +173,8 @@ impl TestApp {
             ("users", "SELECT coalesce(jsonb_agg(row ORDER BY id), '[]') FROM users AS row"),
             ("refresh_tokens", "SELECT coalesce(jsonb_agg(row ORDER BY id), '[]') FROM refresh_tokens AS row"),
             ("sessions", "SELECT coalesce(jsonb_agg(row ORDER BY id), '[]') FROM sessions AS row"),
+            ("mail_outbox", "SELECT coalesce(jsonb_agg(row ORDER BY id), '[]') FROM mail_outbox AS row"),
+            ("mail_tokens", "SELECT coalesce(jsonb_agg(row ORDER BY token_hash), '[]') FROM mail_tokens AS row"),
             ("auth_throttle", "SELECT coalesce(jsonb_agg(row ORDER BY key), '[]') FROM auth_throttle AS row"),
         ] {
             all[table] = sqlx::query_scalar(query).fetch_one(&self.db).await.unwrap();
