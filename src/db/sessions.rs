@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use ipnet::IpNet;
+use sqlx::types::Uuid;
 use sqlx::{PgConnection, PgExecutor};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,6 +17,9 @@ use crate::domain::password::PasswordHash;
 use crate::domain::session::EndReason;
 use crate::domain::throttle::Bucket;
 use crate::domain::tokens::{Jti, TokenHash};
+
+/// Notices of new devices that a user gets in a day: whoever has the password must not be able to flood the mailbox.
+const MAX_NOTICES_A_DAY: i64 = 10;
 
 /// A session about to be opened, with its first refresh token, for a user whose password was just verified.
 #[derive(Debug)]
@@ -34,6 +38,8 @@ pub struct NewSession {
     pub counted: Vec<Bucket>,
     /// How many live sessions the user may have with this one.
     pub max_sessions: i64,
+    /// The id of the notice that the user gets if the device was not seen before; none where there are no notices.
+    pub notice: Option<Uuid>,
     pub now: DateTime<Utc>,
 }
 
@@ -67,6 +73,11 @@ impl BatchedCall for NewSession {
     /// replaced apart from the others.
     ///
     /// The key of a call is the session's id: a session that exists was opened by an earlier attempt.
+    ///
+    /// A device is a user agent, whatever its numbers, in a wide network (IPv4 /16, IPv6 /32): browsers update
+    /// themselves, and providers change addresses. One was seen before if one of the last thousand sessions is from it. What a new user does
+    /// first is no news.
+    #[expect(clippy::too_many_lines, reason = "nearly all of it is one statement")]
     async fn execute(connection: &mut PgConnection, calls: &[&Self]) -> sqlx::Result<Vec<bool>> {
         let mut sessions = calls.to_vec();
         sessions.sort_by_key(|session| session.user_id.0);
@@ -78,9 +89,9 @@ impl BatchedCall for NewSession {
             WITH asked AS (
                 SELECT * FROM unnest(
                     $1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::inet[], $7::text[], $8::text[],
-                    $9::timestamp[], $10::timestamp[]
+                    $9::timestamp[], $10::timestamp[], $15::uuid[], $16::text[]
                 ) AS asked (
-                    id, user_id, verified, replacement, user_agent, ip, jti, token_hash, expires_at, now
+                    id, user_id, verified, replacement, user_agent, ip, jti, token_hash, expires_at, now, notice, locale
                 )
             ), known AS (
                 SELECT id FROM asked WHERE EXISTS (SELECT FROM sessions WHERE sessions.id = asked.id)
@@ -111,6 +122,34 @@ impl BatchedCall for NewSession {
                 ORDER BY key
                 ON CONFLICT ON CONSTRAINT auth_throttle_pkey
                 DO UPDATE SET tat = bucket.tat + (excluded.tat - timestamp 'epoch')
+            ), noticed AS (
+                INSERT INTO mail_outbox (id, template, locale, user_id, session_id, created_at, due_at, give_up_at)
+                SELECT notice, 'new_sign_in', locale, user_id, id, now, now, now + interval '1 day'
+                FROM admitted
+                WHERE notice IS NOT NULL
+                  AND $17 > (
+                      SELECT count(*) FROM mail_outbox AS earlier
+                      WHERE earlier.user_id = admitted.user_id AND earlier.template = 'new_sign_in'
+                        AND earlier.created_at > admitted.now - interval '1 day'
+                  )
+                  AND NOT EXISTS (
+                      SELECT FROM (
+                          SELECT user_agent, ip FROM sessions
+                          WHERE sessions.user_id = admitted.user_id ORDER BY sessions.id DESC LIMIT 1000
+                      ) AS recent
+                      WHERE regexp_replace(recent.user_agent, '[0-9]+', '', 'g')
+                            IS NOT DISTINCT FROM regexp_replace(admitted.user_agent, '[0-9]+', '', 'g')
+                        AND recent.ip <<= network(set_masklen(
+                            admitted.ip, CASE family(admitted.ip) WHEN 4 THEN 16 ELSE 32 END
+                        ))
+                  )
+                  AND EXISTS (
+                      SELECT FROM users
+                      WHERE users.id = admitted.user_id AND (
+                          users.created_at < admitted.now - interval '1 day'
+                          OR EXISTS (SELECT FROM sessions WHERE sessions.user_id = admitted.user_id)
+                      )
+                  )
             ), inserted AS (
                 INSERT INTO refresh_tokens (user_id, jti, token_hash, expires_at, revoked, created_at, session_id)
                 SELECT user_id, jti, token_hash, expires_at, false, now, id FROM admitted
@@ -145,6 +184,9 @@ impl BatchedCall for NewSession {
             &counted.iter().map(|(_, bucket)| bucket.key.clone()).collect::<Vec<_>>(),
             &counted.iter().map(|(_, bucket)| bucket.limit.step()).collect::<Vec<_>>(),
             max_sessions,
+            column(&sessions, |session| session.notice) as _,
+            column(&sessions, |session| session.client.locale.label()) as _,
+            MAX_NOTICES_A_DAY,
         )
         .fetch_all(&mut *connection)
         .await?;

@@ -4,10 +4,14 @@
 //! each and get the same answer at the same time, also while hashes of other schemes or costs are left
 //! ([`crate::passwords::hasher`]). A throttled attempt is answered before any hash, for known and unknown accounts alike.
 
+use uuid::Uuid;
+
 use super::audit::audit;
+use super::mail;
 use super::tokens::new_session;
 use crate::app::App;
 use crate::db::batch::BatchError;
+use crate::db::sessions::NewSession;
 use crate::db::users::{Account, Counted, Lookup};
 use crate::domain::client::ClientInfo;
 use crate::domain::email::Email;
@@ -43,6 +47,8 @@ async fn try_login(app: &App, email: &Email, password: &Password, client: &Clien
             return Err(Error::EmailNotVerified);
         }
         let (session, tokens) = new_session(app, &user, client, password_hash, verified.replacement, verified.counted);
+        // Ordered by time, as all ids of mails.
+        let session = NewSession { notice: mail::has_notices(app).then(Uuid::now_v7), ..session };
         let id = session.id;
         let answer = app.unanswered_logins.expect(session.opened());
         let opened = app.session_inserts.submit(session).await;

@@ -34,6 +34,7 @@ pub(super) fn new_session(
         expires_at,
         counted,
         max_sessions: app.config.max_sessions_per_user,
+        notice: None,
         now,
     };
     (session, TokenPair { access, refresh })

@@ -27,6 +27,7 @@ mod login;
 mod login_batch;
 mod logout;
 mod lost_connection;
+mod mail;
 mod metrics;
 mod openapi;
 mod origin;

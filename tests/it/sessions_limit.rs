@@ -139,6 +139,7 @@ async fn new_session(app: &TestApp, email: &str) -> NewSession {
         expires_at,
         counted: Vec::new(),
         max_sessions: 3,
+        notice: None,
         now: app.clock.now(),
     }
 }
