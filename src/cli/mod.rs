@@ -1,5 +1,6 @@
 //! The commands. The only place that prints, and that knows exit codes. Commands ask the services, as HTTP does.
 
+mod mail;
 mod output;
 mod serve;
 mod sessions;
@@ -22,6 +23,7 @@ use crate::service::cleanup;
 use crate::service::migrate::SchemaError;
 use crate::service::users::User;
 use crate::{app, http, service, telemetry};
+use mail::MailCommand;
 use output::{print, print_error, print_text};
 use sessions::SessionCommand;
 use users::UserCommand;
@@ -58,6 +60,9 @@ enum Command {
     /// See and end sessions
     #[command(subcommand)]
     Session(SessionCommand),
+    /// See, send again and delete mails that were not sent
+    #[command(subcommand)]
+    Mail(MailCommand),
     /// Delete what has expired, through the whole table
     Cleanup {
         #[command(flatten)]
@@ -153,6 +158,7 @@ async fn execute(command: Command) -> Result<ExitCode, CliError> {
         },
         Command::User(command) => users::run(command).await?,
         Command::Session(command) => sessions::run(command).await?,
+        Command::Mail(command) => mail::run(command).await?,
         Command::Cleanup { history, database } => clean_up(&database, &history).await?,
         Command::Openapi => print_text(&http::openapi().to_pretty_json().unwrap_or_default())?,
         Command::Health { listen } => return Ok(health(listen.resolve()?.listen_addr).await),

@@ -10,10 +10,12 @@ use super::{CliError, Who, begin, email, role};
 use crate::clock::Clock;
 use crate::config::{DatabaseSettings, Given, PasswordSettings, without_byte_order_mark};
 use crate::domain::ids::UserId;
+use crate::domain::mail::Locale;
 use crate::domain::page::PageSize;
 use crate::domain::password::{self, Memory, Password, PasswordHash};
 use crate::error::Error;
 use crate::service::audit::Actor;
+use crate::service::forgot_password::send_reset;
 use crate::service::password::set_password;
 use crate::service::users;
 
@@ -48,6 +50,14 @@ pub(super) enum UserCommand {
         who: Who,
         #[command(flatten)]
         password: Given<PasswordSettings>,
+    },
+    /// Send a user the mail to reset a forgotten password with
+    SendReset {
+        #[command(flatten)]
+        who: Who,
+        /// The language of the mail
+        #[arg(long, default_value = "en", value_parser = locale)]
+        locale: Locale,
     },
     /// Delete a user and end all of the user's sessions
     Delete {
@@ -85,6 +95,12 @@ pub(super) async fn run(command: UserCommand) -> Result<(), CliError> {
             let ended = set_password(&db, actor, user.id, &hash, now).await?;
             print(&format!("password of user {} set, {ended} sessions ended", user.id))
         }
+        UserCommand::SendReset { who, locale } => {
+            let db = begin(&who.database)?;
+            let user = who.find(&db).await?;
+            send_reset(&db, actor, &user, locale, now).await?;
+            print(&format!("a mail for user {} is to be sent by the service, if mail is on there", user.id))
+        }
         UserCommand::Delete { who } => {
             let db = begin(&who.database)?;
             let user = who.find(&db).await?;
@@ -92,6 +108,10 @@ pub(super) async fn run(command: UserCommand) -> Result<(), CliError> {
             print(&format!("user {} deleted", user.id))
         }
     }
+}
+
+fn locale(tag: &str) -> Result<Locale, String> {
+    Locale::from_tag(tag).ok_or_else(|| format!("there are no texts in '{tag}'"))
 }
 
 async fn list(db: &PgPool) -> Result<(), CliError> {

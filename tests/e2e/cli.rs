@@ -206,8 +206,38 @@ async fn cleanup_says_what_it_deleted() {
         .execute("INSERT INTO refresh_tokens (user_id, jti, token_hash, expires_at) VALUES (1, 'x', 'x', '2020-01-01')")
         .await;
     let cleaned = scene.run(&["cleanup"], "");
-    cleaned.assert(0, "deleted 1 expired tokens, 0 ended sessions, 0 throttle buckets, 0 mails, 0 expired mail tokens\n");
+    cleaned
+        .assert(0, "deleted 1 expired tokens, 0 ended sessions, 0 throttle buckets, 0 mails, 0 expired mail tokens\n");
     assert_eq!(cleaned.complaint, "");
+}
+
+#[tokio::test]
+async fn mails_are_asked_for_listed_sent_again_and_dropped() {
+    let scene = Scene::new().await;
+    scene.create("cust@example.com", "customer");
+    let asked = scene.run(&["user", "send-reset", "--email", "CUST@example.com", "--locale", "de-AT"], "");
+    asked.assert(0, "a mail for user 1 is to be sent by the service, if mail is on there\n");
+    asked.assert_audit(&[audit("password_forgot", "accepted", 1)]);
+    assert_eq!(scene.value("SELECT count(*) FROM mail_outbox WHERE user_id = 1 AND locale = 'de'").await, 1);
+    assert_eq!(scene.run(&["user", "send-reset", "--email", "cust@example.com", "--locale", "fr"], "").code, 2);
+    scene
+        .execute(
+            "UPDATE mail_outbox SET created_at = '2026-01-02 03:04:05', attempts = 1, outcome = 'dead',
+                finished_at = '2026-01-02', last_error = E'550 \\x1b[31m'",
+        )
+        .await;
+    let listed = scene.run(&["mail", "list"], "");
+    let line = "reset_password\t2026-01-02 03:04:05\tgiven up\t1\tcust@example.com\t550 \\u{1b}[31m\n";
+    assert!(listed.code == 0 && listed.output.ends_with(line), "{}", listed.output);
+    scene.run(&["mail", "retry"], "").assert(0, "1 mails to be sent at once\n");
+    let listed = scene.run(&["mail", "list"], "").output;
+    assert!(listed.contains("\tdue 2"), "{listed}");
+    scene.run(&["mail", "drop"], "").assert(0, "0 mails deleted\n");
+    let id = listed.lines().nth(1).and_then(|line| line.split('\t').next()).expect("a mail is listed");
+    let dropped = scene.run(&["mail", "drop", "--id", id], "");
+    dropped.assert(0, "1 mails deleted\n");
+    dropped
+        .assert_audit(&[json!({"audit": true, "event": "mail_drop", "outcome": "success", "actor": "command_line"})]);
 }
 
 #[test]
