@@ -25,7 +25,7 @@ pub struct Metrics {
     pub login_capacity: Gauge,
     /// By outcome: `success`, `invalid`, `unverified`, `throttled`, `shed`, `failed`.
     pub logins: IntCounterVec,
-    /// By outcome: `rotated`, `replayed_answer`, `grace_refused`, `replay_detected`, `throttled`, `refused`, `failed`.
+    /// By outcome: the labels of `service::refresh::Outcome`.
     pub refreshes: IntCounterVec,
     pub replays_detected: IntCounter,
     /// By outcome (`sent`, `retried`, `dead`, `dropped`) and template.

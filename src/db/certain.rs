@@ -24,10 +24,9 @@ const MAX_BROKEN_OFF: u32 = 5;
 /// How long a first connection is waited for; nothing has been sent yet.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Runs `work` on a connection of the pool, and again on another one as long as connections are lost under it, and some
-/// times where the server broke it off. The
-/// second argument says whether an earlier attempt may have done it already; `work` must then answer as that one would
-/// have.
+/// Runs `work` on a connection of the pool. Where the connection is lost it runs on another one, for a minute at most, and
+/// a few times where the server broke it off. The second argument says whether an earlier attempt may have done it
+/// already; `work` must then answer as that one would have.
 pub async fn execute<T, F>(pool: &PgPool, mut work: impl FnMut(PoolConnection<Postgres>, bool) -> F) -> sqlx::Result<T>
 where
     F: Future<Output = sqlx::Result<T>>,

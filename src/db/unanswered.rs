@@ -26,7 +26,7 @@ use sqlx::{PgConnection, PgPool};
 
 use super::{certain, database_message};
 
-/// How long a statement may be under way that was sent before: the server's limit (`db`), doubled.
+/// How long a statement may be under way that was sent before: the server's limit (`db::pools`), doubled.
 const STATEMENT_LIFETIME: Duration = Duration::from_secs(30);
 /// The pause until writes are settled once more.
 const PAUSE: Duration = Duration::from_millis(500);
