@@ -10,6 +10,7 @@ use hyper::body::Frame;
 use serde_json::json;
 use sqlx::PgPool;
 
+use crate::recorder::Recorder;
 use crate::support::{Answer, PASSWORD, TestApp};
 
 async fn send(app: &TestApp, method: &str, path: &str) -> Answer {
@@ -315,4 +316,13 @@ async fn a_body_is_json_by_whatever_name_and_nothing_else(pool: PgPool) {
         answer.assert_problems(&[("model_attributes_type", json!(["body"]))]);
         assert!(!answer.body.contains(PASSWORD), "{}", answer.body);
     }
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn a_failure_of_the_database_is_logged_without_the_line_of_its_source(pool: PgPool) {
+    let app = TestApp::new(pool);
+    let recorder = Recorder::start();
+    app.execute("ALTER TABLE users RENAME TO moved").await;
+    app.try_login("cust@example.com", PASSWORD).await.assert_detail(503, "Service unavailable, try again later");
+    assert_eq!(recorder.take_lines(), [r#"the database failed: relation "users" does not exist"#]);
 }

@@ -1,4 +1,4 @@
-//! Which statements the driver sends, and which audit lines the service writes: both say so to `tracing`, and this listens.
+//! Which statements the driver sends, and the service's audit and error lines: both say so to `tracing`, and this listens.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -7,13 +7,13 @@ use std::rc::Rc;
 use std::sync::Once;
 
 use tracing::field::{Field, Visit};
-use tracing::{Event, Subscriber};
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 thread_local! {
     /// Of a test that has a recorder; the one thread of a test is its whole runtime.
     static STATEMENTS: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
-    static AUDIT: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    static LINES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Listens on this thread until it is dropped.
@@ -40,10 +40,10 @@ impl Recorder {
 }
 
 impl Recorder {
-    /// Event, outcome and reason of the audit lines since the last call.
+    /// Event, outcome and reason of the audit lines since the last call, and the error of error lines.
     #[expect(clippy::unused_self, reason = "it takes a recorder to have something recorded")]
-    pub(crate) fn take_audit(&self) -> Vec<String> {
-        AUDIT.take()
+    pub(crate) fn take_lines(&self) -> Vec<String> {
+        LINES.take()
     }
 }
 
@@ -57,10 +57,10 @@ struct Listener;
 
 impl<S: Subscriber> Layer<S> for Listener {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        if event.metadata().fields().field("audit").is_some() {
-            let mut line = AuditLine::default();
+        if event.metadata().fields().field("audit").is_some() || *event.metadata().level() == Level::ERROR {
+            let mut line = Line::default();
             event.record(&mut line);
-            AUDIT.with_borrow_mut(|lines| lines.push(line.0.join(" ")));
+            LINES.with_borrow_mut(|lines| lines.push(line.0.join(" ")));
         }
         if event.metadata().target() == "sqlx::query" {
             let mut statement = Statement::default();
@@ -78,16 +78,20 @@ impl<S: Subscriber> Layer<S> for Listener {
 }
 
 #[derive(Default)]
-struct AuditLine(Vec<String>);
+struct Line(Vec<String>);
 
-impl Visit for AuditLine {
+impl Visit for Line {
     fn record_str(&mut self, field: &Field, value: &str) {
         if ["event", "outcome", "reason"].contains(&field.name()) {
             self.0.push(value.to_owned());
         }
     }
 
-    fn record_debug(&mut self, _: &Field, _: &dyn fmt::Debug) {}
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if field.name() == "error" {
+            self.0.push(format!("{value:?}"));
+        }
+    }
 }
 
 /// The full text where there is one, else the summary, which then is all of it.

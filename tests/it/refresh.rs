@@ -334,7 +334,7 @@ async fn the_audit_line_of_a_refused_refresh_says_why(pool: PgPool) {
     app.execute("UPDATE refresh_tokens SET expires_at = created_at WHERE jti = 'e0e0'").await;
     let busy = app.login("cust@example.com").await;
     app.execute("UPDATE refresh_tokens SET refresh_tat = created_at + interval '900 seconds' WHERE NOT revoked").await;
-    recorder.take_audit();
+    recorder.take_lines();
     for (token, line) in [
         (&used.refresh, "refresh grace_refused used"),
         (&ended.refresh, "refresh refused logout"),
@@ -344,6 +344,6 @@ async fn the_audit_line_of_a_refused_refresh_says_why(pool: PgPool) {
         (&busy.refresh, "refresh throttled throttled"),
     ] {
         assert_ne!(app.refresh(token).await.status, 200);
-        assert_eq!(recorder.take_audit(), [line]);
+        assert_eq!(recorder.take_lines(), [line]);
     }
 }
