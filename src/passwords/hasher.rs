@@ -1,10 +1,11 @@
 //! Hashes and verifies passwords in a [`WorkerPool`], in memory that each worker allocates once and keeps.
 //!
 //! Foreign hashes (see [`super::refusal_delay`]) have a smaller pool of their own, so that dear ones leave logins with
-//! current hashes their workers. While any is left, every login that is not right by then goes through both: first a hash
-//! at the current cost, whatever the account has; then a turn in the pool of foreign hashes, which takes equally long for
-//! all that are refused. So neither the time of a refusal nor a full queue tells an account with a foreign hash from
-//! another one or from none, however many attempts come at once.
+//! current hashes their workers. While any is left, every attempt that is not right by then goes through both: first a
+//! hash at the current cost, whatever the account has, then a turn in the pool of foreign hashes. There one of them is
+//! computed, and the turn takes equally long for all that are refused. So neither the time of a refusal, nor a full queue,
+//! nor the load on the machine tells an account with a foreign hash from another one or from none, however many attempts
+//! come at once.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -101,11 +102,7 @@ impl Hasher {
             // A pool that is overloaded gets its samples from the logins it serves.
             let Ok(slot) = self.foreign_pool.acquire(expected).await else { return };
             let shared = Arc::clone(&self.shared);
-            let measure = move |scratch: &mut Scratch| {
-                let started = Instant::now();
-                cost.compute(shared.memory(scratch));
-                shared.measured(cost, started.elapsed());
-            };
+            let measure = move |scratch: &mut Scratch| shared.compute(cost, shared.memory(scratch));
             let _ = slot.run(expected, measure).await;
         }
     }
@@ -146,21 +143,24 @@ impl HashSlot<'_> {
             worker.check(&tried, current.as_ref(), worker.settings.cost.into(), worker.memory(scratch))
         };
         let checked = self.slot.run(expected, first).await?;
-        let Some(refusal) = refusal.filter(|_| !checked.is_match()) else { return Ok(checked) };
-        let slot = self.hasher.foreign_pool.acquire(refusal).await?;
+        let Some((slowest, turn)) = refusal.filter(|_| !checked.is_match()) else { return Ok(checked) };
+        let slot = self.hasher.foreign_pool.acquire(turn).await?;
         let worker = Arc::clone(shared);
         let second = move |scratch: &mut Scratch| {
             let started = Instant::now();
-            let checked = match foreign {
-                Some(cost) => worker.check(&password, stored.as_ref(), cost, worker.memory(scratch)),
-                None => checked,
+            let checked = if let Some(cost) = foreign {
+                worker.check(&password, stored.as_ref(), cost, worker.memory(scratch))
+            } else {
+                // The load on the machine can be seen, too.
+                worker.compute(slowest, worker.memory(scratch));
+                checked
             };
             if !checked.is_match() {
-                std::thread::sleep(refusal.saturating_sub(started.elapsed()));
+                std::thread::sleep(turn.saturating_sub(started.elapsed()));
             }
             checked
         };
-        slot.run(refusal, second).await
+        slot.run(turn, second).await
     }
 }
 
@@ -183,6 +183,12 @@ impl Shared {
 
     fn memory<'a>(&self, scratch: &'a mut Scratch) -> &'a mut Memory {
         scratch.get_or_insert_with(|| Memory::for_cost(self.settings.cost))
+    }
+
+    fn compute(&self, cost: HashCost, memory: &mut Memory) {
+        let started = Instant::now();
+        cost.compute(memory);
+        self.measured(cost, started.elapsed());
     }
 
     fn check(
@@ -273,9 +279,11 @@ mod tests {
             for _ in 0..32 {
                 hasher.shared.timings().add(bcrypt, turn);
             }
+            let before = hasher.shared.seconds.get_sample_count();
             for (times, took) in (1..).zip(refusals(&hasher, stored).await) {
                 assert!(took >= turn * times, "{stored:?}: refusal {times} came after {took:?}");
             }
+            assert_eq!(hasher.shared.seconds.get_sample_count(), before + 12, "{stored:?}");
         }
     }
 
@@ -303,7 +311,7 @@ mod tests {
             assert_eq!(hasher.shared.timings().refusal(None), None);
             // One is met before the table was looked at, and is gone again.
             refusals(&hasher, Some(foreign)).await;
-            assert!(hasher.shared.timings().refusal(None) > Some(Duration::ZERO));
+            assert!(hasher.shared.timings().refusal(None).is_some());
             hasher.set_foreign(Vec::new()).await;
         }
         assert_eq!(hasher.shared.timings().refusal(None), None);

@@ -67,14 +67,14 @@ impl HashTimings {
         })
     }
 
-    /// How long the turn of a refusal takes, for all accounts; `None` once no foreign hash is left. `met` is the foreign
-    /// cost of the account's own hash, which may not have been seen in the table yet.
-    pub(super) fn refusal(&mut self, met: Option<HashCost>) -> Option<Duration> {
+    /// The slowest kind of foreign hash, and how long the turn of a refusal takes, for all accounts; `None` once none is
+    /// left. `met` is the foreign cost of the account's own hash, which may not have been seen in the table yet.
+    pub(super) fn refusal(&mut self, met: Option<HashCost>) -> Option<(HashCost, Duration)> {
         if let Some(cost) = met {
             self.foreign.entry(cost).or_default();
         }
-        let turns = self.foreign.iter();
-        turns.map(|(&cost, timings)| timings.longest().unwrap_or_else(|| self.expected(cost))).max()
+        let turn = |cost, timings: &Timings| timings.longest().unwrap_or_else(|| self.expected(cost));
+        self.foreign.iter().map(|(&cost, timings)| (cost, turn(cost, timings))).max_by_key(|(_, turn)| *turn)
     }
 }
 
@@ -147,15 +147,16 @@ mod tests {
         assert_eq!(timings.refusal(None), None);
         let cheap = HashCost::Argon2 { m_kib: 7168, t: 1, lanes: 1 };
         assert_eq!(timings.set_foreign(vec![COST.into(), cheap]), [cheap]);
-        assert_eq!(timings.refusal(None), Some(ms(8)), "as estimated");
+        assert_eq!(timings.refusal(None), Some((cheap, ms(8))), "as estimated");
         timings.add(cheap, ms(16));
-        assert_eq!(timings.refusal(None), Some(ms(18)));
+        assert_eq!(timings.refusal(None), Some((cheap, ms(18))));
         assert_eq!(timings.set_foreign(vec![COST.into(), cheap, BCRYPT]), [BCRYPT]);
         timings.add(BCRYPT, ms(80));
-        assert_eq!(timings.refusal(None), Some(ms(90)));
+        assert_eq!(timings.refusal(None), Some((BCRYPT, ms(90))));
         assert!(timings.set_foreign(vec![COST.into(), cheap]).is_empty());
-        assert_eq!(timings.refusal(None), Some(ms(18)));
-        assert_eq!(timings.refusal(Some(BCRYPT)), Some(timings.expected(BCRYPT)), "before it was found in the table");
+        assert_eq!(timings.refusal(None), Some((cheap, ms(18))));
+        let expected = timings.expected(BCRYPT);
+        assert_eq!(timings.refusal(Some(BCRYPT)), Some((BCRYPT, expected)), "before it was found in the table");
         assert!(timings.set_foreign(vec![COST.into()]).is_empty());
         assert_eq!(timings.refusal(None), None);
     }
