@@ -108,8 +108,13 @@ impl App {
                 capacity_per_second: metrics.login_capacity.clone(),
             },
         )?;
-        let tokens =
-            TokenKeys::new(config.jwt_algorithm, &config.jwt_secret, &config.jwt_secret_previous, config.lifetimes());
+        let tokens = TokenKeys::new(
+            config.jwt_algorithm,
+            &config.jwt_secret,
+            &config.jwt_secret_previous,
+            config.token_keys(),
+            config.lifetimes(),
+        );
         let max_batch = config.batch_size;
         let account_lookups = Batcher::start(&db, LOGIN_WORKERS, max_batch);
         let session_inserts = Batcher::start(&db, LOGIN_WORKERS, max_batch);

@@ -31,6 +31,9 @@ pub struct Metrics {
     /// By outcome (`sent`, `retried`, `dead`, `dropped`) and template.
     pub mails: IntCounterVec,
     pub mail_oldest_unsent: Gauge,
+    /// By type (`access`, `refresh`), kid (see `domain::tokens::TokenKeys`) and outcome (`valid`, `expired`, `wrong_type`,
+    /// `invalid`).
+    pub tokens_verified: IntCounterVec,
     pub connections: IntGauge,
     pub connections_refused: IntCounter,
 }
@@ -78,6 +81,11 @@ impl Metrics {
             ),
             mails: counters("auth_mail_total", "Attempts to send a mail by outcome.", &["outcome", "template"]),
             mail_oldest_unsent: registered(&registry, oldest_unsent),
+            tokens_verified: counters(
+                "auth_tokens_verified_total",
+                "Tokens presented, by the key that verified them.",
+                &["type", "kid", "outcome"],
+            ),
             connections: gauge("auth_http_connections", "Client connections that are open."),
             connections_refused: counter(
                 "auth_http_connections_refused_total",

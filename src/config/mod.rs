@@ -6,6 +6,7 @@
 
 mod dsn;
 mod given;
+mod keys;
 mod mail;
 mod secret;
 mod settings;
@@ -13,8 +14,9 @@ mod values;
 
 pub use dsn::Dsn;
 pub use given::{ConfigError, Given, Settings, without_byte_order_mark};
+pub use keys::KeyFile;
 pub use mail::{MailFrom, MailSettings, SmtpServer, SmtpTls};
 pub use settings::{
-    Config, CorsOrigins, DatabaseSettings, Environment, HistorySettings, ListenSettings, LogFormat, PasswordSettings,
-    UsersListAccess,
+    Config, CorsOrigins, DatabaseSettings, Environment, HistorySettings, KeySettings, ListenSettings, LogFormat,
+    PasswordSettings, UsersListAccess,
 };

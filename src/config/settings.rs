@@ -11,10 +11,12 @@ use clap::builder::TypedValueParser;
 use clap::{Arg, ArgAction, Args};
 use secrecy::{ExposeSecret, SecretString};
 
+use super::keys::{KeyFile, signing_key_file, verify_key_file};
 use super::values::{
     List, ON_OFF, former_secret, http_url, list, listen_addr, log_level, network, origin, role, whole, word,
 };
 use super::{Dsn, MailSettings, Settings, secret};
+use crate::domain::keys::KeySet;
 use crate::domain::network::TrustedProxies;
 use crate::domain::password::Argon2Cost;
 use crate::domain::role::Role;
@@ -69,6 +71,19 @@ pub struct PasswordSettings {
     #[arg(env = "PASSWORD_REHASH", default_value = "on", value_name = "ON_OFF", action = ArgAction::Set,
         value_parser = word(&ON_OFF))]
     rehash: bool,
+}
+
+/// The keys of access tokens, where it is not the secret that signs them.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Tokens")]
+pub struct KeySettings {
+    /// Private key that signs access tokens in place of the secret: PKCS#8 in PEM, Ed25519 or P-256
+    #[arg(env = "JWT_SIGNING_KEY_FILE", value_name = "PATH", value_parser = signing_key_file)]
+    pub signing: Option<KeyFile>,
+    /// Further keys, public or private, whose access tokens are accepted
+    #[arg(env = "JWT_VERIFY_KEY_FILES", default_value = "", value_name = "PATH,...",
+        value_parser = list(verify_key_file))]
+    pub verifying: List<KeyFile>,
 }
 
 /// How long the past is kept.
@@ -150,6 +165,12 @@ pub struct Config {
     #[arg(env, default_value = "HS256", value_name = "ALGORITHM", help_heading = "Tokens",
         value_parser = word(&[("HS256", TokenAlgorithm::Hs256), ("HS384", TokenAlgorithm::Hs384), ("HS512", TokenAlgorithm::Hs512)]))]
     pub jwt_algorithm: TokenAlgorithm,
+    #[command(flatten)]
+    pub keys: KeySettings,
+    /// Access tokens that the secret signed: accept or refuse
+    #[arg(env, default_value = "accept", value_name = "WORD", help_heading = "Tokens", action = ArgAction::Set,
+        value_parser = word(&[("accept", true), ("refuse", false)]))]
+    jwt_secret_access: bool,
     /// Lifetime of an access token
     #[arg(env = "ACCESS_TOKEN_EXPIRES_SECONDS", default_value = "900", value_name = "SECONDS", help_heading = "Tokens",
         value_parser = whole(1..=86_400).map(TimeDelta::seconds))]
@@ -237,15 +258,21 @@ impl From<List<String>> for CorsOrigins {
 
 impl Settings for DatabaseSettings {}
 impl Settings for ListenSettings {}
+impl Settings for KeySettings {}
 impl Settings for PasswordSettings {}
 impl Settings for HistorySettings {}
 
 impl Settings for Config {
     fn problems(&self) -> Vec<String> {
         let in_development = self.app_env == Environment::Development;
-        let mail = self.mail.problems(in_development);
+        let mut problems = self.mail.problems(in_development);
+        if !self.jwt_secret_access && self.keys.signing.is_none() {
+            let problem =
+                "JWT_SECRET_ACCESS is refuse, but without JWT_SIGNING_KEY_FILE the secret signs access tokens";
+            problems.push(problem.to_owned());
+        }
         if in_development {
-            return mail;
+            return problems;
         }
         // What a former secret signed is accepted just as well.
         let previous = self.jwt_secret_previous.iter().map(|secret| ("JWT_SECRET_PREVIOUS", secret));
@@ -253,7 +280,7 @@ impl Settings for Config {
         secrets
             .filter(|(_, secret)| !secret.expose_secret().is_empty())
             .filter_map(|(name, secret)| secret::problem(name, secret.expose_secret(), self.jwt_algorithm))
-            .chain(mail)
+            .chain(problems)
             .collect()
     }
 }
@@ -271,6 +298,12 @@ impl PasswordSettings {
 impl Config {
     pub fn lifetimes(&self) -> Lifetimes {
         Lifetimes { access: self.access_token_lifetime, refresh: self.refresh_token_lifetime }
+    }
+
+    pub fn token_keys(&self) -> KeySet {
+        let signing = self.keys.signing.as_ref().map(|file| file.key.clone());
+        let verifying = self.keys.verifying.iter().map(|file| file.key.clone()).collect();
+        KeySet::new(signing, verifying, !self.jwt_secret_access)
     }
 
     /// The throttle's limits, unless it is off.
@@ -307,6 +340,7 @@ impl Config {
             );
         }
         warnings.extend(self.mail.warning());
+        warnings.extend(self.keys.signing.iter().chain(self.keys.verifying.iter()).filter_map(KeyFile::warning));
         warnings
     }
 }

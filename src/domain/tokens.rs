@@ -1,10 +1,12 @@
-//! Access and refresh tokens: JWTs signed with HMAC, as the cart, catalog and order services verify them.
+//! Access and refresh tokens: JWTs, as the cart, catalog and order services verify them. Refresh tokens are signed with
+//! the secret (HMAC), access tokens with the secret or with a private key ([`super::keys`]).
 //!
 //! What RFC 8725 (JWT best practices) asks, point by point:
-//! - §3.1, §3.2 algorithm: pinned to the configured one; the header's `alg` is compared, never obeyed, and `none` is no
-//!   algorithm the library knows. §3.3: every signature is verified before a claim is read.
+//! - §3.1, §3.2 algorithm: every key is good for one, and there is no list of them. The header's `alg` and `kid` together
+//!   choose a key of ours; its `alg` is compared, never obeyed, and `none` is no algorithm the library knows. So a public
+//!   key is never a secret. §3.3: every signature is verified before a claim is read.
 //! - §3.5 keys: at least 32 bytes outside development, known defaults refused (`config`).
-//! - §3.7 UTF-8 only, §3.10: `kid`, `jku` and `x5u` are not looked at; a `crit` header is refused (RFC 7515 §4.1.11).
+//! - §3.7 UTF-8 only, §3.10: `jwk`, `jku`, `x5c` and `x5u` are not looked at; a `crit` header is refused (RFC 7515 §4.1.11).
 //! - §3.8, §3.9 issuer, audience: the consumers share one secret and call PyJWT without an audience, so tokens carry no
 //!   `aud`, and one that has it is refused here as it is there.
 //! - §3.11, §3.12 explicit typing: the `type` claim keeps access and refresh tokens apart; each is accepted only where
@@ -27,6 +29,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::ids::SessionId;
+use super::keys::{KeySet, PublishedKeys, validation};
 use super::role::Role;
 
 /// The HMAC algorithms the consumers can be configured for.
@@ -143,6 +146,14 @@ pub enum TokenError {
     WrongType,
 }
 
+/// What became of a token.
+#[derive(Debug)]
+pub struct Verified<'a, T> {
+    /// The name of the key that verified it, see [`TokenKeys`].
+    pub key: &'a str,
+    pub claims: Result<T, TokenError>,
+}
+
 #[derive(Serialize)]
 struct AccessPayload<'a> {
     sub: &'a str,
@@ -177,6 +188,11 @@ struct Payload {
 const ACCESS: &str = "access";
 const REFRESH: &str = "refresh";
 
+// Names of keys that have no `kid`.
+const SECRET: &str = "secret";
+const PREVIOUS: &str = "previous";
+const UNKNOWN: &str = "unknown";
+
 struct Key {
     encoding: EncodingKey,
     decoding: DecodingKey,
@@ -189,18 +205,22 @@ impl Key {
     }
 }
 
-/// Signs and verifies tokens. The first key signs; the others only verify, so that a secret can be changed without
+/// Signs and verifies tokens. The first secret signs; the others only verify, so that a secret can be changed without
 /// signing anybody out.
+///
+/// A key is named by its `kid`, the secret `secret`, a former one `previous`, and what is none of these `unknown`.
 pub struct TokenKeys {
-    keys: Vec<Key>,
+    secrets: Vec<Key>,
     header: Header,
     validation: Validation,
+    /// For access tokens only.
+    keys: KeySet,
     lifetimes: Lifetimes,
 }
 
 impl fmt::Debug for TokenKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TokenKeys").field("keys", &self.keys.len()).finish_non_exhaustive()
+        f.debug_struct("TokenKeys").field("secrets", &self.secrets.len()).finish_non_exhaustive()
     }
 }
 
@@ -210,6 +230,7 @@ impl TokenKeys {
         algorithm: TokenAlgorithm,
         secret: &SecretString,
         previous: &[SecretString],
+        keys: KeySet,
         lifetimes: Lifetimes,
     ) -> Self {
         let algorithm = match algorithm {
@@ -217,17 +238,18 @@ impl TokenKeys {
             TokenAlgorithm::Hs384 => Algorithm::HS384,
             TokenAlgorithm::Hs512 => Algorithm::HS512,
         };
-        let mut validation = Validation::new(algorithm);
-        // Times are compared here, with the injected clock; the library would read the system's and allow a minute.
-        validation.validate_exp = false;
-        validation.validate_aud = false;
-        validation.required_spec_claims.clear();
         Self {
-            keys: std::iter::once(secret).chain(previous).map(Key::new).collect(),
+            secrets: std::iter::once(secret).chain(previous).map(Key::new).collect(),
             header: Header::new(algorithm),
-            validation,
+            validation: validation(algorithm),
+            keys,
             lifetimes,
         }
+    }
+
+    #[must_use]
+    pub fn published(&self) -> &PublishedKeys {
+        self.keys.published()
     }
 
     /// When a refresh token issued at `now` expires; whole seconds, as `exp` has them.
@@ -241,7 +263,8 @@ impl TokenKeys {
     pub fn sign_access(&self, subject: &str, role: &Role, session_id: SessionId, now: DateTime<Utc>) -> AccessToken {
         let exp = (now + self.lifetimes.access).timestamp();
         let payload = AccessPayload { sub: subject, role: role.as_str(), exp, r#type: ACCESS, sid: session_id.0 };
-        AccessToken(self.sign(&payload, &self.keys[0]))
+        let (header, key) = self.keys.signing().unwrap_or((&self.header, &self.secrets[0].encoding));
+        AccessToken(sign(header, &payload, key))
     }
 
     #[must_use]
@@ -252,7 +275,7 @@ impl TokenKeys {
         session_id: SessionId,
         expires_at: DateTime<Utc>,
     ) -> RefreshToken {
-        self.sign_refresh_with(&self.keys[0], subject, jti, session_id, expires_at)
+        self.sign_refresh_with(&self.secrets[0], subject, jti, session_id, expires_at)
     }
 
     /// Signs a token again that was issued before: signing is deterministic, so the very same bytes come out, which
@@ -266,7 +289,7 @@ impl TokenKeys {
         expires_at: DateTime<Utc>,
         expected: &TokenHash,
     ) -> Option<RefreshToken> {
-        self.keys
+        self.secrets
             .iter()
             .map(|key| self.sign_refresh_with(key, subject, jti, session_id, expires_at))
             .find(|token| token.hash() == *expected)
@@ -282,60 +305,109 @@ impl TokenKeys {
     ) -> RefreshToken {
         let exp = expires_at.timestamp();
         let payload = RefreshPayload { sub: subject, jti: jti.as_str(), exp, r#type: REFRESH, sid: session_id.0 };
-        RefreshToken(self.sign(&payload, key))
+        RefreshToken(sign(&self.header, &payload, &key.encoding))
     }
 
-    fn sign(&self, payload: &impl Serialize, key: &Key) -> SecretString {
-        jsonwebtoken::encode(&self.header, payload, &key.encoding)
-            .expect("BUG: HMAC signing of plain strings and numbers cannot fail")
-            .into()
+    pub fn verify_access(&self, token: &str, now: DateTime<Utc>) -> Verified<'_, AccessClaims> {
+        let (key, payload) = self.decode_access(token);
+        let claims = payload.and_then(|payload| {
+            let payload = payload.check(ACCESS, now)?;
+            let subject = payload.sub.ok_or(TokenError::Invalid)?;
+            // The Python service's have none; it had no route that took one. Nothing could end one.
+            let session_id = payload.sid.map(SessionId).ok_or(TokenError::Invalid)?;
+            Ok(AccessClaims { subject, session_id })
+        });
+        Verified { key, claims }
     }
 
-    pub fn verify_access(&self, token: &str, now: DateTime<Utc>) -> Result<AccessClaims, TokenError> {
-        let payload = self.verify(token, ACCESS, now)?;
-        let subject = payload.sub.ok_or(TokenError::Invalid)?;
-        // The Python service's have none; it had no route that took one. Nothing could end one.
-        let session_id = payload.sid.map(SessionId).ok_or(TokenError::Invalid)?;
-        Ok(AccessClaims { subject, session_id })
+    pub fn verify_refresh(&self, token: &str, now: DateTime<Utc>) -> Verified<'_, RefreshClaims> {
+        let (key, payload) = self.decode_with_secret(token);
+        let claims = payload.and_then(|payload| {
+            let payload = payload.check(REFRESH, now)?;
+            let subject = payload.sub.filter(|text| !text.is_empty()).ok_or(TokenError::Invalid)?;
+            let jti = payload.jti.filter(|text| !text.is_empty()).ok_or(TokenError::Invalid)?;
+            let session_id = payload.sid.map(SessionId);
+            Ok(RefreshClaims { subject, jti: Jti(jti), session_id, hash: TokenHash::of(token) })
+        });
+        Verified { key, claims }
     }
 
-    pub fn verify_refresh(&self, token: &str, now: DateTime<Utc>) -> Result<RefreshClaims, TokenError> {
-        let payload = self.verify(token, REFRESH, now)?;
-        let subject = payload.sub.filter(|text| !text.is_empty()).ok_or(TokenError::Invalid)?;
-        let jti = payload.jti.filter(|text| !text.is_empty()).ok_or(TokenError::Invalid)?;
-        Ok(RefreshClaims { subject, jti: Jti(jti), session_id: payload.sid.map(SessionId), hash: TokenHash::of(token) })
+    /// By the one key that has the header's `alg` and `kid`. All that names none of them is left to the secret, which takes
+    /// no other algorithm than its own.
+    fn decode_access(&self, token: &str) -> (&str, Result<Payload, TokenError>) {
+        let header = jsonwebtoken::decode_header(token);
+        match header.ok().and_then(|header| self.keys.find(&header)) {
+            Some(key) => (key.kid(), decode(token, &key.decoding, &key.validation).map_err(|_| TokenError::Invalid)),
+            None if self.keys.refuses_secret() => (UNKNOWN, Err(TokenError::Invalid)),
+            None => self.decode_with_secret(token),
+        }
     }
 
+    fn decode_with_secret(&self, token: &str) -> (&'static str, Result<Payload, TokenError>) {
+        for (key, name) in self.secrets.iter().zip(std::iter::once(SECRET).chain(std::iter::repeat(PREVIOUS))) {
+            match decode(token, &key.decoding, &self.validation) {
+                Ok(payload) => return (name, Ok(payload)),
+                Err(NotDecoded::OtherKey) => {}
+                Err(NotDecoded::Malformed) => break,
+            }
+        }
+        (UNKNOWN, Err(TokenError::Invalid))
+    }
+}
+
+impl TokenError {
+    /// Its name in the metrics.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Invalid => "invalid",
+            Self::Expired => "expired",
+            Self::WrongType => "wrong_type",
+        }
+    }
+}
+
+fn sign(header: &Header, payload: &impl Serialize, key: &EncodingKey) -> SecretString {
+    jsonwebtoken::encode(header, payload, key)
+        .expect("BUG: the key was read as one of this algorithm, and the payload is plain strings and numbers")
+        .into()
+}
+
+/// Why a key does not verify a token.
+enum NotDecoded {
+    /// Another one may.
+    OtherKey,
+    /// None will.
+    Malformed,
+}
+
+fn decode(token: &str, key: &DecodingKey, validation: &Validation) -> Result<Payload, NotDecoded> {
+    match jsonwebtoken::decode::<Payload>(token, key, validation) {
+        Ok(data) if data.header.crit.is_none() => Ok(data.claims),
+        Err(error) if matches!(error.kind(), ErrorKind::InvalidSignature) => Err(NotDecoded::OtherKey),
+        _ => Err(NotDecoded::Malformed),
+    }
+}
+
+impl Payload {
     /// Without leeway for clocks that differ (RFC 8725).
-    fn verify(&self, token: &str, expected_type: &str, now: DateTime<Utc>) -> Result<Payload, TokenError> {
-        let payload = self.decode(token)?;
+    fn check(self, expected_type: &str, now: DateTime<Utc>) -> Result<Self, TokenError> {
         let now = now.timestamp();
-        if payload.exp <= now {
+        if self.exp <= now {
             return Err(TokenError::Expired);
         }
         let from_the_future = |time: Option<i64>| time.is_some_and(|time| time > now);
-        if from_the_future(payload.nbf) || from_the_future(payload.iat) || payload.aud.is_some() {
+        if from_the_future(self.nbf) || from_the_future(self.iat) || self.aud.is_some() {
             return Err(TokenError::Invalid);
         }
         // A NUL can be signed but not stored, so no token of ours has one.
-        let texts = [&payload.sub, &payload.jti];
+        let texts = [&self.sub, &self.jti];
         if texts.into_iter().flatten().any(|text| text.contains('\0')) {
             return Err(TokenError::Invalid);
         }
-        match &payload.r#type {
-            Some(serde_json::Value::String(kind)) if kind == expected_type => Ok(payload),
+        match &self.r#type {
+            Some(serde_json::Value::String(kind)) if kind == expected_type => Ok(self),
             _ => Err(TokenError::WrongType),
         }
-    }
-
-    fn decode(&self, token: &str) -> Result<Payload, TokenError> {
-        for key in &self.keys {
-            match jsonwebtoken::decode::<Payload>(token, &key.decoding, &self.validation) {
-                Ok(data) if data.header.crit.is_none() => return Ok(data.claims),
-                Err(error) if matches!(error.kind(), ErrorKind::InvalidSignature) => {}
-                _ => return Err(TokenError::Invalid),
-            }
-        }
-        Err(TokenError::Invalid)
     }
 }

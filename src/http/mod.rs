@@ -10,6 +10,7 @@ mod extract;
 mod fields;
 mod health;
 mod json;
+mod keys;
 mod mail;
 mod observe;
 mod openapi;
@@ -62,6 +63,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(users::me))
         .routes(routes!(users::get, users::set_role, users::delete))
         .routes(routes!(users::list_sessions, users::end_sessions))
+        .routes(routes!(keys::jwks))
         .routes(routes!(health::health))
         .routes(routes!(health::ready))
         .routes(routes!(health::metrics))

@@ -1,6 +1,7 @@
 //! Who the bearer of an access token is.
 
 use super::audit::Actor;
+use super::tokens::verify_access;
 use crate::app::App;
 use crate::db;
 use crate::db::users::User;
@@ -26,7 +27,7 @@ impl Bearer {
 /// The bearer of an access token. A good signature is not enough: account and session must exist.
 pub async fn authenticate(app: &App, bearer: Option<&str>) -> Result<Bearer, Error> {
     let token = bearer.ok_or(Error::NotAuthenticated)?;
-    let claims = app.tokens.verify_access(token, app.clock.now()).map_err(|_| Error::InvalidAccessToken)?;
+    let claims = verify_access(app, token, app.clock.now()).map_err(|_| Error::InvalidAccessToken)?;
     let user = db::users::of_bearer(&app.db, &claims.subject, claims.session_id).await?;
     Ok(Bearer { user: user.ok_or(Error::InvalidAccessToken)?, session_id: claims.session_id })
 }

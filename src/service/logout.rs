@@ -3,6 +3,7 @@
 use sqlx::Connection as _;
 
 use super::audit::audit;
+use super::tokens::verify_refresh;
 use crate::app::App;
 use crate::db;
 use crate::db::sign_out::Except;
@@ -22,7 +23,7 @@ pub enum Scope {
 /// than that it must still be good.
 pub async fn logout(app: &App, token: &str, scope: Scope, client: &ClientInfo) -> Result<(), Error> {
     let now = app.clock.now();
-    let presented = &app.tokens.verify_refresh(token, now).map_err(Error::RefreshToken)?;
+    let presented = &verify_refresh(app, token, now).map_err(Error::RefreshToken)?;
     if scope == Scope::This {
         let user = db::certain::execute(&app.db, |mut connection, _| async move {
             db::sign_out::log_out(&mut connection, presented, now).await

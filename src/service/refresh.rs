@@ -16,6 +16,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::audit::{audit, audit_with_reason};
+use super::tokens::verify_refresh;
 use crate::app::App;
 use crate::db;
 use crate::db::batch::BatchError;
@@ -96,7 +97,7 @@ impl Outcome {
 /// Exchanges a refresh token for a new pair.
 pub async fn refresh(app: &App, token: &str, client: ClientInfo) -> Result<TokenPair, Error> {
     let now = app.clock.now();
-    let presented = app.tokens.verify_refresh(token, now).map_err(Error::RefreshToken)?;
+    let presented = verify_refresh(app, token, now).map_err(Error::RefreshToken)?;
     let key = presented.hash.clone();
     let decide = async {
         let outcome = rotate(app, presented, client, now).await.unwrap_or_else(Outcome::Failed);

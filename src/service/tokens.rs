@@ -1,4 +1,6 @@
-//! The tokens that a login issues.
+//! The tokens that a login issues, and those that clients present.
+
+use chrono::{DateTime, Utc};
 
 use crate::app::App;
 use crate::db::sessions::NewSession;
@@ -7,7 +9,7 @@ use crate::domain::client::ClientInfo;
 use crate::domain::ids::SessionId;
 use crate::domain::password::PasswordHash;
 use crate::domain::throttle::Bucket;
-use crate::domain::tokens::{Jti, TokenPair};
+use crate::domain::tokens::{AccessClaims, Jti, RefreshClaims, TokenError, TokenPair, Verified};
 
 /// A session about to be opened, and its first tokens.
 pub(super) fn new_session(
@@ -38,4 +40,20 @@ pub(super) fn new_session(
         now,
     };
     (session, TokenPair { access, refresh })
+}
+
+/// What a genuine access token says; counted by the key that verified it.
+pub(super) fn verify_access(app: &App, token: &str, now: DateTime<Utc>) -> Result<AccessClaims, TokenError> {
+    counted(app, "access", app.tokens.verify_access(token, now))
+}
+
+/// What a genuine refresh token says; counted by the key that verified it.
+pub(super) fn verify_refresh(app: &App, token: &str, now: DateTime<Utc>) -> Result<RefreshClaims, TokenError> {
+    counted(app, "refresh", app.tokens.verify_refresh(token, now))
+}
+
+fn counted<T>(app: &App, kind: &str, verified: Verified<'_, T>) -> Result<T, TokenError> {
+    let outcome = verified.claims.as_ref().err().map_or("valid", |error| error.label());
+    app.metrics.tokens_verified.with_label_values(&[kind, verified.key, outcome]).inc();
+    verified.claims
 }

@@ -27,10 +27,18 @@ pub(crate) fn seal(header: &str, payload: &str) -> String {
     seal_with(header, payload, Algorithm::HS256, SECRET)
 }
 
-pub(crate) fn seal_with(header: &str, payload: impl AsRef<[u8]>, algorithm: Algorithm, secret: &str) -> String {
+pub(crate) fn seal_with(
+    header: &str,
+    payload: impl AsRef<[u8]>,
+    algorithm: Algorithm,
+    secret: impl AsRef<[u8]>,
+) -> String {
+    seal_by(header, payload, algorithm, &EncodingKey::from_secret(secret.as_ref()))
+}
+
+pub(crate) fn seal_by(header: &str, payload: impl AsRef<[u8]>, algorithm: Algorithm, key: &EncodingKey) -> String {
     let message = format!("{}.{}", base64url(header), base64url(payload));
-    let key = EncodingKey::from_secret(secret.as_bytes());
-    let signature = crypto::sign(message.as_bytes(), &key, algorithm).unwrap();
+    let signature = crypto::sign(message.as_bytes(), key, algorithm).unwrap();
     format!("{message}.{signature}")
 }
 
@@ -81,7 +89,11 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) async fn new(pool: PgPool) -> Self {
-        let app = TestApp::new(pool);
+        Self::with(pool, &[]).await
+    }
+
+    pub(crate) async fn with(pool: PgPool, flags: &[&str]) -> Self {
+        let app = TestApp::with(pool, flags);
         let tokens = app.customer("cust@example.com").await;
         let before = app.rows().await;
         Self { app, tokens, before }

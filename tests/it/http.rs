@@ -89,6 +89,7 @@ async fn a_wrong_method_is_405_and_names_the_right_ones(pool: PgPool) {
         ("/health", "GET, HEAD"),
         ("/auth/ready", "GET, HEAD"),
         ("/v1/_info", "GET, HEAD"),
+        ("/auth/.well-known/jwks.json", "GET, HEAD"),
     ] {
         for method in ["PUT", "BREW", "OPTIONS", "TRACE", "get"] {
             let answer = send(&app, method, path).await;
@@ -130,7 +131,9 @@ async fn a_trailing_slash_more_or_less_makes_no_difference(pool: PgPool) {
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
 async fn head_is_get_without_the_body(pool: PgPool) {
     let app = TestApp::new(pool);
-    for path in ["/auth/health", "/health", "/auth/ready", "/users/", "/users", "/v1/_info"] {
+    for path in
+        ["/auth/health", "/health", "/auth/ready", "/users/", "/users", "/v1/_info", "/auth/.well-known/jwks.json"]
+    {
         let (get, head) = (send(&app, "GET", path).await, send(&app, "HEAD", path).await);
         assert_eq!((head.status, head.body.as_str()), (get.status, ""), "{path}");
         assert_eq!(head.header("content-type"), get.header("content-type"), "{path}");

@@ -8,6 +8,7 @@ mod forge;
 #[path = "../load/forwarder.rs"]
 #[expect(dead_code, reason = "the drills use more of it")]
 mod forwarder;
+mod key_files;
 mod mailbox;
 mod recorder;
 mod support;
@@ -23,6 +24,7 @@ mod email;
 mod forgot_password;
 mod health;
 mod http;
+mod key_attacks;
 mod login;
 mod login_batch;
 mod logout;
@@ -45,6 +47,7 @@ mod sessions;
 mod sessions_limit;
 mod sessions_race;
 mod settings;
+mod signing_keys;
 mod statements;
 mod takeover;
 mod throttle;

@@ -223,7 +223,7 @@ async fn assert_cheap(app: &TestApp, work: impl AsyncFnOnce(&mut PgConnection)) 
 async fn what_was_used_or_has_ended_costs_nothing(pool: PgPool) {
     let app = TestApp::new(pool);
     let tokens = long_history(&app).await;
-    let claims = app.app.tokens.verify_refresh(&tokens.refresh, app.clock.now()).unwrap();
+    let claims = app.app.tokens.verify_refresh(&tokens.refresh, app.clock.now()).claims.unwrap();
     let login = new_session(&app, "cust@example.com").await;
     let (user, session, now) = (UserId(1), SessionId(tokens.session()), app.clock.now());
     assert_cheap(&app, async |connection| {
