@@ -1,5 +1,6 @@
 //! The commands. The only place that prints, and that knows exit codes. Commands ask the services, as HTTP does.
 
+mod keys;
 mod mail;
 mod output;
 mod serve;
@@ -23,6 +24,7 @@ use crate::service::cleanup;
 use crate::service::migrate::SchemaError;
 use crate::service::users::User;
 use crate::{app, http, service, telemetry};
+use keys::KeyCommand;
 use mail::MailCommand;
 use output::{print, print_error, print_text};
 use sessions::SessionCommand;
@@ -63,6 +65,9 @@ enum Command {
     /// See, send again and delete mails that were not sent
     #[command(subcommand)]
     Mail(MailCommand),
+    /// Make and list the keys of access tokens
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// Delete what has expired, through the whole table
     Cleanup {
         #[command(flatten)]
@@ -159,6 +164,7 @@ async fn execute(command: Command) -> Result<ExitCode, CliError> {
         Command::User(command) => users::run(command).await?,
         Command::Session(command) => sessions::run(command).await?,
         Command::Mail(command) => mail::run(command).await?,
+        Command::Key(command) => keys::run(command)?,
         Command::Cleanup { history, database } => clean_up(&database, &history).await?,
         Command::Openapi => print_text(&http::openapi().to_pretty_json().unwrap_or_default())?,
         Command::Health { listen } => return Ok(health(listen.resolve()?.listen_addr).await),

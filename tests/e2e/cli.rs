@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::stack::{Database, SECRET, Service, auth, finish, post};
+use crate::stack::{Database, SECRET, Service, auth, finish, post, scratch};
 
 /// What a command left behind.
 struct Ran {
@@ -284,4 +284,92 @@ fn config_prints_the_settings_without_their_secrets() {
     assert_eq!((code, complaint.as_str()), (0, ""));
     assert!(output.contains("POSTGRES_DSN=********\n"), "{output}");
     assert!(!output.contains("hidden-pass") && !output.contains(SECRET), "{output}");
+}
+
+#[test]
+fn a_key_is_made_once_for_its_owner_alone_and_listed() {
+    use std::os::unix::fs::PermissionsExt;
+    let key = |arguments: &[&str], settings: &[(&str, &str)]| {
+        let mut command = auth();
+        command.arg("key").args(arguments).envs(settings.iter().copied());
+        let (code, output, complaint) = finish(&mut command, "", Duration::from_mins(1));
+        Ran { code, output, complaint }
+    };
+    key(&["list"], &[]).assert(0, "the secret signs access tokens\n");
+    let mut made = Vec::new();
+    for (name, algorithm) in [("ed25519", "EdDSA"), ("es256", "ES256")] {
+        let file = scratch("key", "pem");
+        let path = file.to_str().expect("a plain path").to_owned();
+        let generated = key(&["generate", "--algorithm", name, "--out", &path], &[]);
+        let kid = generated.output.trim_end().rsplit(' ').next().unwrap_or_default().to_owned();
+        generated.assert(0, &format!("{path}: {algorithm} key {kid}\n"));
+        let pem = std::fs::read_to_string(&file).expect("the file is there");
+        assert_eq!(std::fs::metadata(&file).expect("it is there").permissions().mode() & 0o777, 0o600);
+        let again = key(&["generate", "--out", &path], &[]);
+        again.assert(1, "");
+        assert!(again.complaint.contains("File exists"), "{}", again.complaint);
+        assert_eq!(std::fs::read_to_string(&file).expect("it is there"), pem, "a key is never overwritten");
+        assert!(!generated.complaint.contains("PRIVATE") && !generated.output.contains("PRIVATE"));
+        made.push((path, kid));
+    }
+    let [(first, one), (second, other)] = [&made[0], &made[1]];
+    let settings = [("JWT_SIGNING_KEY_FILE", first.as_str()), ("JWT_VERIFY_KEY_FILES", second.as_str())];
+    key(&["list"], &settings)
+        .assert(0, &format!("{one}\tEdDSA\tsigns, verifies\t{first}\n{other}\tES256\tverifies\t{second}\n"));
+    key(&["list"], &[settings[1]])
+        .assert(0, &format!("{other}\tES256\tverifies\t{second}\nthe secret signs access tokens\n"));
+}
+
+#[test]
+fn a_wrong_key_file_stops_the_start_with_a_sentence_that_helps() {
+    let directory = scratch("keys", "d");
+    std::fs::create_dir(&directory).expect("target/ takes folders");
+    let file = |name: &str, text: &str| {
+        let path = directory.join(name);
+        std::fs::write(&path, text).expect("target/ takes files");
+        path.to_str().expect("a plain path").to_owned()
+    };
+    let public = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n\
+                  -----END PUBLIC KEY-----\n";
+    let empty = file("empty.pem", "");
+    let encrypted = file("encrypted.pem", &public.replace("PUBLIC", "ENCRYPTED PRIVATE"));
+    let rsa = file("rsa.pem", &public.replace("PUBLIC", "RSA PRIVATE"));
+    let several = file("several.pem", &format!("{public}{public}"));
+    let public = file("public.pem", public);
+    let missing = directory.join("missing.pem").to_str().expect("a plain path").to_owned();
+    let start = |name: &str, value: &str| {
+        let mut command = auth();
+        command.arg("serve").env("APP_ENV", "development").env("POSTGRES_DSN", "postgres://nobody@127.0.0.1:1/none");
+        let (code, _, complaint) = finish(command.env(name, value), "", Duration::from_mins(1));
+        assert_eq!(code, 2, "{complaint}");
+        complaint
+    };
+    for (path, problem) in [
+        (&public, "which holds a public key; only a private one can sign"),
+        (&empty, "which is empty"),
+        (
+            &encrypted,
+            "which is encrypted, and nobody is there to type its pass phrase; `openssl pkcs8 -in FILE` decrypts it",
+        ),
+        (
+            &rsa,
+            "which holds an RSA key; the service takes Ed25519 and P-256, and `auth key generate --out FILE` makes one",
+        ),
+        (&several, "which holds several keys; give each a file of its own"),
+        (&missing, "which cannot be read: No such file or directory (os error 2)"),
+    ] {
+        let complaint = start("JWT_SIGNING_KEY_FILE", path);
+        assert_eq!(complaint, format!("auth: JWT_SIGNING_KEY_FILE names {path}, {problem}\n"));
+    }
+    let complaint = start("JWT_VERIFY_KEY_FILES", &format!("{public},{rsa},{empty}"));
+    assert!(
+        complaint.starts_with(&format!("auth: JWT_VERIFY_KEY_FILES has {rsa}, which holds an RSA key")),
+        "{complaint}"
+    );
+    assert!(complaint.ends_with(&format!(", {empty}, which is empty\n")), "{complaint}");
+    let complaint = start("JWT_SECRET_ACCESS", "refuse");
+    assert!(
+        complaint.starts_with("auth: JWT_SECRET_ACCESS is refuse, but without JWT_SIGNING_KEY_FILE"),
+        "{complaint}"
+    );
 }

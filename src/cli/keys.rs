@@ -1,0 +1,71 @@
+//! `auth key`.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use clap::{Subcommand, ValueEnum};
+use secrecy::ExposeSecret;
+
+use super::CliError;
+use super::output::{print, print_row};
+use crate::config::{Given, KeySettings};
+use crate::domain::keys::{self, KeyAlgorithm, TokenKey};
+
+#[derive(Subcommand)]
+pub(super) enum KeyCommand {
+    /// Make a private key for `JWT_SIGNING_KEY_FILE`
+    Generate {
+        /// What it signs with
+        #[arg(long, value_enum, default_value = "ed25519")]
+        algorithm: AlgorithmName,
+        /// The file to write; it must not exist
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// List the keys of access tokens: id, algorithm, what it does, file
+    List {
+        #[command(flatten)]
+        keys: Given<KeySettings>,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(super) enum AlgorithmName {
+    Ed25519,
+    Es256,
+}
+
+impl From<AlgorithmName> for KeyAlgorithm {
+    fn from(name: AlgorithmName) -> Self {
+        match name {
+            AlgorithmName::Ed25519 => Self::Ed25519,
+            AlgorithmName::Es256 => Self::Es256,
+        }
+    }
+}
+
+pub(super) fn run(command: KeyCommand) -> Result<(), CliError> {
+    match command {
+        KeyCommand::Generate { algorithm, out } => generate(algorithm.into(), &out),
+        KeyCommand::List { keys } => list(&keys.resolve()?),
+    }
+}
+
+fn generate(algorithm: KeyAlgorithm, path: &Path) -> Result<(), CliError> {
+    let failed = |error: &dyn std::fmt::Display| CliError::Failed(format!("{}: {error}", path.display()));
+    let pem = keys::generate(algorithm);
+    let key = TokenKey::parse(pem.expose_secret()).map_err(|error| failed(&error))?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(|e| failed(&e))?;
+    file.write_all(pem.expose_secret().as_bytes()).and_then(|()| file.sync_all()).map_err(|e| failed(&e))?;
+    print(&format!("{}: {} key {}", path.display(), key.algorithm(), key.kid()))
+}
+
+fn list(keys: &KeySettings) -> Result<(), CliError> {
+    let signing = keys.signing.iter().map(|file| (file, "signs, verifies"));
+    for (file, does) in signing.chain(keys.verifying.iter().map(|file| (file, "verifies"))) {
+        print_row(&[file.key.kid(), file.key.algorithm(), does, &file.path])?;
+    }
+    if keys.signing.is_none() { print("the secret signs access tokens") } else { Ok(()) }
+}
