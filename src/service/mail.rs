@@ -9,6 +9,9 @@
 //!   recipient's program can tell that it is the same, and the tokens of the last two attempts are valid.
 //! - The replica dies: another one sends it when the lease is over.
 //! - Nobody is to get it, because no account has the address or the address is verified already: it is deleted.
+//!
+//! Sending a mail takes more work than deleting one. So that the time of other requests does not tell which it was, the
+//! worker begins after a random delay, and takes one mail after the other at a fixed pace, which leaves it idle mostly.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,6 +40,10 @@ use crate::mail::{Content, Mailer, Message, SendError};
 
 /// Mails that a replica sends at once.
 const AT_ONCE: usize = 4;
+/// From one mail to the next.
+const PACE: Duration = Duration::from_millis(50);
+/// The longest time until the worker begins with a mail of its replica.
+const LONGEST_DELAY: Duration = Duration::from_millis(250);
 /// How often a replica looks for mails of which it was not told: those of other replicas, and those that are due again.
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a replica may take for a mail before another one may have it. Longer than sending and marking it takes.
@@ -100,6 +107,7 @@ pub async fn next(app: &App) -> Result<Option<Outgoing>, Error> {
         }
         db::mail_outbox::delete(&app.db, Some(claimed.id)).await?;
         count(app, "dropped", claimed.template);
+        tokio::time::sleep(PACE).await;
     }
 }
 
@@ -190,6 +198,7 @@ pub async fn run(app: App, mailer: Mailer) {
             match next(&app).await {
                 Ok(Some(outgoing)) => {
                     sending.spawn(send(app.clone(), Arc::clone(&mailer), outgoing));
+                    tokio::time::sleep(PACE).await;
                     continue;
                 }
                 Ok(None) => {}
@@ -200,7 +209,9 @@ pub async fn run(app: App, mailer: Mailer) {
             biased;
             () = app.stopping.cancelled() => break,
             Some(_) = sending.join_next() => {}
-            () = app.mail_inserted.notified(), if has_room => {}
+            () = app.mail_inserted.notified(), if has_room => {
+                tokio::time::sleep(LONGEST_DELAY.mul_f64(rand::random_range(0.0..1.0))).await;
+            }
             _ = poll.tick() => measure(&app).await,
         }
     }
