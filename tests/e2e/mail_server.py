@@ -1,6 +1,6 @@
 """A mail server on loopback. Each mail it takes becomes a JSON file.
 
-    mail_server.py PORT FOLDER [--login USER:PASSWORD] [--certificate FILE --key FILE [--implicit]] [--ascii]
+    mail_server.py PORT FOLDER [--login USER:PASSWORD] [--certificate FILE --key FILE [--implicit]] [--ascii] [--delay SECONDS]
 
 The name of a recipient can ask for a fault: `fault+anything@example.com`, where the fault is
     rejected    RCPT is answered 550
@@ -29,8 +29,9 @@ def text(mail, form):
 
 
 class Handler:
-    def __init__(self, folder):
+    def __init__(self, folder, delay):
         self.folder = folder
+        self.delay = delay
         self.seen = set()
         self.connections = itertools.count()
 
@@ -65,13 +66,14 @@ class Handler:
         fault = address.split("@")[0].split("+")[0]
         if fault == "unwanted":
             return "554 5.7.1 this mail is not wanted"
-        self.keep(session, envelope)
+        self.keep(session, envelope, server.transport.get_extra_info("ssl_object") is not None)
+        await asyncio.sleep(self.delay)
         if fault == "dropped" and self.first_time(address):
             server.transport.abort()
         session.last = fault == "last"
         return "250 2.0.0 OK"
 
-    def keep(self, session, envelope):
+    def keep(self, session, envelope, encrypted):
         mail = email.message_from_bytes(envelope.original_content, policy=email.policy.default)
         described = {
             "headers": {name.lower(): str(value) for name, value in mail.items()},
@@ -81,7 +83,7 @@ class Handler:
             "from": envelope.mail_from,
             "to": envelope.rcpt_tos[0],
             "hello": session.host_name,
-            "encrypted": session.ssl is not None,
+            "encrypted": encrypted,
             "authenticated": session.authenticated,
             "connection": session.number,
         }
@@ -102,7 +104,7 @@ async def serve(options):
     if options.certificate:
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         tls.load_cert_chain(options.certificate, options.key)
-    handler = Handler(options.folder)
+    handler = Handler(options.folder, options.delay)
 
     def connection():
         return SMTP(
@@ -129,4 +131,5 @@ parser.add_argument("--certificate")
 parser.add_argument("--key")
 parser.add_argument("--implicit", action="store_true")
 parser.add_argument("--ascii", action="store_true")
+parser.add_argument("--delay", type=float, default=0)
 asyncio.run(serve(parser.parse_args()))

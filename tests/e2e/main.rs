@@ -18,6 +18,7 @@ mod gateway;
 #[expect(dead_code, reason = "the load generator uses more of it")]
 mod http;
 mod limits;
+mod mail;
 mod mail_server;
 mod mail_transport;
 mod openapi;

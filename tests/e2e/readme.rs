@@ -1,6 +1,6 @@
-//! The README's own lines, executed, so that the page cannot rot.
+//! The README's own lines, and those of deploy/mail.md, executed, so that the pages cannot rot.
 //!
-//! Every block fenced as `console` that mentions `localhost:8000` is run, in the order of the page, in one shell and
+//! Every block fenced as `console` that mentions `localhost:8000` is run, in the order of the pages, in one shell and
 //! against one fresh service: a line that begins with `$ ` is a command (it goes on in the next line after a `\`), and the
 //! lines up to the next command are what it prints. Where the page has `…`, anything may stand on that line.
 
@@ -9,15 +9,17 @@ use std::{path::Path, process::Command, time::Duration};
 use crate::stack::{Database, Service, finish, scratch};
 
 struct Step {
+    page: &'static str,
     line: usize,
     command: String,
     output: Vec<String>,
 }
 
-fn steps(page: &str) -> Vec<Step> {
+fn steps(page: &'static str) -> Vec<Step> {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).expect("there is such a page");
     let mut blocks: Vec<Vec<(usize, &str)>> = Vec::new();
     let mut inside = false;
-    for (number, line) in (1..).zip(page.lines()) {
+    for (number, line) in (1..).zip(text.lines()) {
         match (inside, line.trim_end()) {
             (false, "```console") => {
                 inside = true;
@@ -33,10 +35,10 @@ fn steps(page: &str) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
     for (line, text) in blocks.into_iter().flatten() {
         if let Some(command) = text.strip_prefix("$ ") {
-            steps.push(Step { line, command: command.to_owned(), output: Vec::new() });
+            steps.push(Step { page, line, command: command.to_owned(), output: Vec::new() });
             continue;
         }
-        let step = steps.last_mut().unwrap_or_else(|| panic!("README.md:{line} stands before any command"));
+        let step = steps.last_mut().unwrap_or_else(|| panic!("{page}:{line} stands before any command"));
         if step.command.ends_with('\\') {
             step.command = format!("{}\n{text}", step.command);
         } else {
@@ -68,14 +70,15 @@ fn matches(pattern: &str, line: &str) -> bool {
 
 #[tokio::test]
 async fn every_curl_line_of_the_readme_prints_what_the_readme_says() {
-    let page =
-        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("there is a README");
-    let steps = steps(&page);
+    let steps: Vec<_> = ["README.md", "deploy/mail.md"].into_iter().flat_map(steps).collect();
     let calls = steps.iter().filter(|step| step.command.contains("curl ")).count();
-    assert!(calls >= 8, "README.md shows {calls} calls; the first screen has more");
+    assert!(calls >= 8, "the pages show {calls} calls; the first screen has more");
 
     let database = Database::create().await;
-    let service = Service::start(&database.dsn()).await;
+    // What the service writes lies where the commands look for it.
+    let home = scratch("home", "d");
+    std::fs::create_dir_all(&home).expect("target/ takes folders");
+    let service = Service::start_in(&home, &database.dsn()).await;
     let address = service.address.to_string();
 
     // One shell for all, so that a variable set in one command is there in the next; a mark after each one's output.
@@ -87,8 +90,6 @@ async fn every_curl_line_of_the_readme_prints_what_the_readme_says() {
         script.push_str(&end);
     }
     // For curl: no waiting for ever, no proxy, no settings of whoever runs the tests.
-    let home = scratch("home", "d");
-    std::fs::create_dir_all(&home).expect("target/ takes folders");
     std::fs::write(home.join(".curlrc"), "max-time = 30\nnoproxy = \"*\"\n").expect("target/ takes files");
     let (_, output, _) = finish(
         Command::new("bash").arg("-s").env("CURL_HOME", &home).env("HOME", &home).current_dir(&home),
@@ -106,7 +107,8 @@ async fn every_curl_line_of_the_readme_prints_what_the_readme_says() {
             && step.output.iter().zip(&printed).all(|(said, line)| matches(said, line));
         if !as_said {
             wrong.push(format!(
-                "README.md:{}\n$ {}\nsays\n{}\nbut it prints\n{}\n",
+                "{}:{}\n$ {}\nsays\n{}\nbut it prints\n{}\n",
+                step.page,
                 step.line,
                 step.command,
                 step.output.join("\n"),

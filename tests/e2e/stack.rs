@@ -218,6 +218,16 @@ impl Service {
         Self::start_by(auth, dsn, settings).await
     }
 
+    /// With this as its current folder.
+    pub(crate) async fn start_in(folder: &Path, dsn: &str) -> Self {
+        let there = || {
+            let mut auth = auth();
+            auth.current_dir(folder);
+            auth
+        };
+        Self::start_by(there, dsn, &[]).await
+    }
+
     /// Where the system gives it no more than so many open files.
     pub(crate) async fn start_with_open_files(dsn: &str, open_files: u32, settings: &[(&str, &str)]) -> Self {
         let limited = || {
