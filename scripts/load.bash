@@ -8,8 +8,8 @@ unset POSTGRES_DSN_FILE DATABASE_URL JWT_SECRET_FILE
 services=() # process ids
 work=       # folder of the run
 
-# build_load DIR [PROFILE]: builds, for release unless said; sets `work`, `auth`, `load`.
-build_load() {
+# build_auth DIR [PROFILE]: builds the service, for release unless said; sets `work`, `auth`.
+build_auth() {
   local profile=${2:-release}
   need_cargo
   need_packages 'command -v psql && command -v pgbench' postgresql postgresql-client
@@ -19,9 +19,15 @@ build_load() {
   mkdir -p "$work"
   say "building; the first time this takes a few minutes"
   attend cargo build --profile "$profile" --locked --bin auth || die "the build failed, see above."
+  auth=$target/$profile/auth
+}
+
+# build_load DIR [PROFILE]: the same, and the load generator; sets `load` as well.
+build_load() {
+  local profile=${2:-release}
+  build_auth "$@"
   attend cargo build --profile "$profile" --locked --bench load --message-format=json >"$work/build.json" ||
     die "the build of the load generator failed, see above."
-  auth=$target/$profile/auth
   load=$(sed -n 's/.*"executable":"\([^"]*\/load-[^"]*\)".*/\1/p' "$work/build.json" | tail -n 1)
   [ -x "$load" ] || die "cargo did not say where the load generator is."
 }
@@ -29,6 +35,11 @@ build_load() {
 # prepare_load DIR [PROFILE]: the same, and starts a PostgreSQL with every durability on; sets `dsn` as well.
 prepare_load() {
   build_load "$@"
+  start_durable
+}
+
+# A PostgreSQL with every durability on; sets `dsn`.
+start_durable() {
   start_database "$(mktemp -d "$target/load-postgres.XXXXXX")" durable
   # It keeps its promises as long as it runs; afterwards nobody needs it.
   echo throwaway >"$database/kind"
