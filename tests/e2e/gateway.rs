@@ -98,12 +98,12 @@ fn raw(address: SocketAddr, method: &str, path: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn metrics_and_documentation_are_not_public() {
+async fn readiness_metrics_and_documentation_are_not_public() {
     let database = Database::create().await;
     let service = Service::start(&database.dsn()).await;
     let gateway = Gateway::start(&service).await;
 
-    for path in ["/auth/metrics", "/auth/docs", "/auth/openapi.json", "/docs", "/openapi.json"] {
+    for path in ["/auth/ready", "/auth/metrics", "/auth/docs", "/auth/openapi.json", "/docs", "/openapi.json"] {
         assert_eq!(client().get(service.url(path)).send().await.expect("the service answers").status(), 200, "{path}");
         for spelling in [
             path.to_owned(),
