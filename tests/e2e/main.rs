@@ -8,6 +8,7 @@ mod cli;
 #[path = "../load/clients.rs"]
 mod clients;
 mod configuration;
+mod consumer_keys;
 mod consumers;
 mod docs;
 #[path = "../load/forwarder.rs"]

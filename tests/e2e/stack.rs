@@ -38,8 +38,17 @@ pub(crate) fn scratch(kind: &str, ending: &str) -> PathBuf {
 
 /// A program of the virtual environment.
 pub(crate) fn installed(program: &str) -> PathBuf {
-    let venv = std::env::var_os("AUTH_E2E_VENV")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/e2e-venv"), PathBuf::from);
+    installed_in("AUTH_E2E_VENV", "e2e-venv", program)
+}
+
+/// A program of the virtual environment for consumers of access tokens that a private key signs.
+pub(crate) fn installed_for_keys(program: &str) -> PathBuf {
+    installed_in("AUTH_E2E_KEYS_VENV", "e2e-keys-venv", program)
+}
+
+fn installed_in(variable: &str, folder: &str, program: &str) -> PathBuf {
+    let venv = std::env::var_os(variable)
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target").join(folder), PathBuf::from);
     let program = venv.join("bin").join(program);
     assert!(program.exists(), "{} is missing: scripts/test installs it", program.display());
     program
