@@ -144,7 +144,7 @@ enum Command {
         #[arg(long)]
         results: PathBuf,
         #[arg(long)]
-        markdown: PathBuf,
+        page: PathBuf,
         #[arg(long)]
         chart: PathBuf,
     },
@@ -190,7 +190,7 @@ fn run(command: Command) -> Outcome<ExitCode> {
         }
         Command::Bare { address } => bare::serve(address)?,
         Command::Start { address, runs, command } => start::measure(address, runs, &command)?,
-        Command::Report { results, markdown, chart } => report::write(&results, &markdown, &chart)?,
+        Command::Report { results, page, chart } => report::write(&results, &page, &chart)?,
         Command::Drill(drill) => return runtime.block_on(drill.run()),
         Command::Through(through) => return runtime.block_on(through.run()),
     }

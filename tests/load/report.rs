@@ -1,7 +1,9 @@
-//! The report of `scripts/bench`: a table, and a chart of the ratios.
+//! The report of `scripts/bench`: a table for the terminal, and a page with a chart of the ratios and what a newcomer wants
+//! to know.
 //!
-//! The results are lines of fields between tabs. `scenario NAME TITLE UNIT BOUND` says what is compared: `BOUND` is `>1.5`
-//! for a ratio that is to reach 1.5, `<1.2` for one that is to stay under 1.2, and empty where nothing is asked.
+//! The results are lines of fields between tabs. `scenario NAME TITLE UNIT BOUND` says what is compared: `TITLE` is the
+//! scenario and, after ` / `, what it is compared with; `BOUND` is `>1.5` for a ratio that is to reach 1.5, `<1.2` for one
+//! that is to stay under 1.2, and empty where nothing is asked.
 //! `round NAME SIDE VALUE P50 P99` is a measurement, where `SIDE` is `service` or `limit`; `memory NAME MIB` the peak of
 //! the service in that scenario; `note TEXT` goes below the table.
 
@@ -14,7 +16,6 @@ use crate::Outcome;
 
 #[derive(Default)]
 struct Scenario {
-    name: String,
     title: String,
     unit: String,
     bound: String,
@@ -46,6 +47,20 @@ impl Scenario {
         Some((characters.next()?, characters.as_str().parse().ok()?))
     }
 
+    /// The scenario, and what it is compared with.
+    fn names(&self) -> (&str, &str) {
+        self.title.split_once(" / ").unwrap_or((&self.title, ""))
+    }
+
+    /// Times are compared, not rates.
+    fn less_is_better(&self) -> bool {
+        self.unit == "ms"
+    }
+
+    fn wanted(&self) -> String {
+        self.bound.replace('>', "≥ ").replace('<', "< ")
+    }
+
     fn holds(&self) -> Option<bool> {
         let (headline, (kind, bound)) = (self.headline()?, self.bound()?);
         Some(if kind == '<' { headline < bound } else { headline >= bound })
@@ -60,26 +75,22 @@ fn median(values: &[f64]) -> Option<f64> {
     Some(if sorted.len().is_multiple_of(2) { f64::midpoint(sorted[middle - 1], upper) } else { upper })
 }
 
-pub(crate) fn write(results: &Path, markdown: &Path, chart: &Path) -> Outcome<()> {
+pub(crate) fn write(results: &Path, page: &Path, chart: &Path) -> Outcome<()> {
     let (scenarios, notes) = read(&fs::read_to_string(results)?)?;
-    let mut report = String::from("# Bench\n\n");
-    report.push_str(&table(&scenarios)?);
-    writeln!(report)?;
+    let picture = svg(&scenarios)?;
+    fs::write(page, html(&scenarios, &notes, &picture)?)?;
+    fs::write(chart, picture)?;
+    let mut report = table(&scenarios)?;
     for note in notes {
-        writeln!(report, "- {note}")?;
+        write!(report, "\n- {note}")?;
     }
-    if let Some(file) = chart.file_name().and_then(|name| name.to_str()) {
-        writeln!(report, "\n![Ratios]({file})")?;
-    }
-    fs::write(markdown, &report)?;
-    fs::write(chart, svg(&scenarios)?)?;
     show(&report);
     Ok(())
 }
 
 #[expect(clippy::print_stdout, reason = "this is what the program is for")]
 fn show(report: &str) {
-    print!("{report}");
+    println!("{report}");
 }
 
 fn read(results: &str) -> Outcome<(Vec<Scenario>, Vec<String>)> {
@@ -93,8 +104,8 @@ fn read(results: &str) -> Outcome<(Vec<Scenario>, Vec<String>)> {
         match fields[..] {
             ["scenario", name, title, unit, bound] => {
                 places.insert(name.to_owned(), scenarios.len());
-                let [name, title, unit, bound] = [name, title, unit, bound].map(str::to_owned);
-                scenarios.push(Scenario { name, title, unit, bound, ..Scenario::default() });
+                let [title, unit, bound] = [title, unit, bound].map(str::to_owned);
+                scenarios.push(Scenario { title, unit, bound, ..Scenario::default() });
             }
             ["round", name, side, value, p50, p99] => {
                 let scenario = &mut scenarios[scenario(&places, name)?];
@@ -135,7 +146,7 @@ fn table(scenarios: &[Scenario]) -> Outcome<String> {
         rows.push([
             scenario.title.clone(),
             number(median(&scenario.ratios())),
-            scenario.bound.replace('>', "≥ ").replace('<', "< "),
+            scenario.wanted(),
             scenario.holds().map_or("", |holds| if holds { "yes" } else { "NO" }).to_owned(),
             number(median(&scenario.service.values)),
             number(median(&scenario.limit.values)),
@@ -164,60 +175,136 @@ fn table(scenarios: &[Scenario]) -> Outcome<String> {
     Ok(text)
 }
 
-const ROW: f64 = 30.0;
-const LEFT: f64 = 330.0;
-const WIDTH: f64 = 900.0;
+/// What the chart stands in.
+const INTRODUCTION: &str = "Each bar compares the service with the most that this machine can do at the same task, measured \
+    in turns. At 1 it does as much as that limit. Refresh goes beyond it, because many refreshes share one commit.";
 
-/// Bars of the ratios with the bound of each as a tick, and the rounds as dots.
-fn svg(scenarios: &[Scenario]) -> Outcome<String> {
-    let compared: Vec<&Scenario> = scenarios.iter().filter(|scenario| !scenario.ratios().is_empty()).collect();
-    let values =
-        compared.iter().flat_map(|scenario| scenario.ratios().into_iter().chain(scenario.bound().map(|b| b.1)));
-    let largest = values.fold(1.0, f64::max) * 1.05;
-    let x = |value: f64| LEFT + value / largest * (WIDTH - LEFT - 60.0);
+fn html(scenarios: &[Scenario], notes: &[String], chart: &str) -> Outcome<String> {
     let mut rows = String::new();
-    let mut y = ROW;
-    for scenario in &compared {
-        let Some(ratio) = scenario.headline() else { continue };
-        let colour = if scenario.holds() == Some(false) { "#b3261e" } else { "#2a6f97" };
-        writeln!(
-            rows,
-            r#"<text x="{}" y="{}" text-anchor="end">{}</text>"#,
-            LEFT - 10.0,
-            y + 15.0,
-            escape(&scenario.title)
-        )?;
-        writeln!(
-            rows,
-            r#"<rect x="{LEFT}" y="{y}" width="{:.1}" height="20" fill="{colour}"><title>{}</title></rect>"#,
-            x(ratio) - LEFT,
-            escape(&scenario.name)
-        )?;
-        for round in scenario.ratios() {
-            writeln!(rows, r##"<circle cx="{:.1}" cy="{}" r="2.5" fill="#fff" stroke="#333"/>"##, x(round), y + 10.0)?;
+    for scenario in scenarios {
+        let (what, limit) = scenario.names();
+        let with_unit = |side: &Side| match median(&side.values) {
+            None => String::new(),
+            value => format!("{} {}", number(value), scenario.unit),
+        };
+        let verdict = scenario.holds().map_or("", |holds| if holds { "yes" } else { "no" });
+        let cells = [
+            what,
+            &with_unit(&scenario.service),
+            &if limit.is_empty() { String::new() } else { format!("{limit}: {}", with_unit(&scenario.limit)) },
+            &median(&scenario.ratios()).map_or(String::new(), |ratio| format!("{ratio:.2}")),
+            &scenario.wanted(),
+            verdict,
+            &milliseconds(&scenario.service.p50),
+            &milliseconds(&scenario.service.p99),
+            &number(scenario.memory),
+        ];
+        write!(rows, "<tr class=\"{verdict}\">")?;
+        for cell in cells {
+            write!(rows, "<td>{}", escape(cell.trim()))?;
         }
-        if let Some((_, bound)) = scenario.bound() {
-            let at = x(bound);
-            writeln!(rows, r##"<path d="M{at:.1} {}v26" stroke="#e09f3e" stroke-width="3"/>"##, y - 3.0)?;
-        }
-        writeln!(
-            rows,
-            r#"<text x="{:.1}" y="{}">{ratio:.2}</text>"#,
-            x(ratio.max(scenario.ratios().into_iter().fold(0.0, f64::max))) + 8.0,
-            y + 15.0
-        )?;
-        y += ROW;
+        rows.push('\n');
+    }
+    let mut list = String::new();
+    for note in notes {
+        writeln!(list, "<li>{}", escape(note))?;
     }
     Ok(format!(
-        r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {}" font-family="sans-serif" font-size="13">
+        r#"<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>auth: what it can do on this machine</title>
+<style>
+body {{ max-width: 68rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 sans-serif; color: #1b1b1b }}
+svg {{ width: 100%; height: auto }}
+table {{ border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums }}
+th, td {{ padding: 5px 9px; text-align: right; vertical-align: baseline; border-bottom: 1px solid #ddd }}
+th {{ vertical-align: bottom }}
+td {{ white-space: nowrap }}
+th:nth-child(1), td:nth-child(1), th:nth-child(3), td:nth-child(3) {{ text-align: left }}
+.no td:nth-child(4), .no td:nth-child(6) {{ color: #b3261e; font-weight: bold }}
+li {{ color: #555; font-size: 14px }}
+</style>
+<h1>What auth can do on this machine</h1>
+<p>{INTRODUCTION}
+{chart}
+<table>
+<thead><tr><th>What is measured<th>auth<th>compared with<th>ratio<th>wanted<th>reached<th>half<br>within ms<th>99 %<br>within ms<th>peak<br>MiB
+<tbody>
+{rows}</table>
+<ul>
+{list}</ul>
+"#
+    ))
+}
+
+const WIDTH: f64 = 940.0;
+const LEFT: f64 = 390.0;
+const ROW: f64 = 34.0;
+
+/// Bars of the ratios, with a tick for what is wanted and a dot for each round: rates, then times.
+fn svg(scenarios: &[Scenario]) -> Outcome<String> {
+    let compared = |less| {
+        let of_kind = move |it: &&Scenario| it.less_is_better() == less && !it.ratios().is_empty();
+        scenarios.iter().filter(of_kind).collect::<Vec<_>>()
+    };
+    let groups = [("Rate: more is better", compared(false)), ("Time: less is better", compared(true))];
+    let all = groups.iter().flat_map(|(_, group)| group);
+    let values = all.flat_map(|it| it.ratios().into_iter().chain(it.bound().map(|(_, bound)| bound)));
+    let largest = values.fold(1.0, f64::max) * 1.05;
+    let x = |ratio: f64| LEFT + ratio / largest * (WIDTH - LEFT - 60.0);
+    let (mut rows, mut y) = (String::new(), 34.0);
+    for (heading, group) in groups.iter().filter(|(_, group)| !group.is_empty()) {
+        writeln!(rows, r#"<text x="0" y="{}" font-weight="bold">{heading}</text>"#, y + 16.0)?;
+        y += 26.0;
+        for scenario in group {
+            let Some(ratio) = scenario.headline() else { continue };
+            bar(&mut rows, scenario, ratio, y, x)?;
+            y += ROW;
+        }
+    }
+    let limit = x(1.0);
+    Ok(format!(
+        r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="14">
 <rect width="100%" height="100%" fill="#fff"/>
-<path d="M{:.1} {ROW}V{y}" stroke="#999" stroke-dasharray="3"/>
-<text x="{LEFT}" y="18">service / limit, median of the rounds; dots are rounds, the orange tick is what is wanted</text>
+<text x="{limit:.1}" y="14" text-anchor="middle">as much as the limit</text>
+<g font-size="12" fill="#555"><path d="M{WIDTH} 6m-150 -4v14" stroke="#e07b00" stroke-width="3"/>
+<text x="{wanted}" y="14">wanted</text><circle cx="{dot}" cy="10" r="3" fill="#fff" stroke="#333"/>
+<text x="{round}" y="14">a round</text></g>
+<path d="M{limit:.1} 20V{y}" stroke="#777" stroke-dasharray="4"/>
 {rows}</svg>
 "##,
-        y + 10.0,
-        x(1.0),
+        height = y + 6.0,
+        wanted = WIDTH - 142.0,
+        dot = WIDTH - 76.0,
+        round = WIDTH - 68.0,
     ))
+}
+
+fn bar(rows: &mut String, scenario: &Scenario, ratio: f64, y: f64, x: impl Fn(f64) -> f64) -> Outcome<()> {
+    let (what, limit) = scenario.names();
+    let colour = if scenario.holds() == Some(false) { "#b3261e" } else { "#2a6f97" };
+    let (title, subtitle, end) = (y + 10.0, y + 24.0, LEFT - 12.0);
+    writeln!(rows, r#"<text x="{end}" y="{title}" text-anchor="end">{}</text>"#, escape(what))?;
+    writeln!(
+        rows,
+        r##"<text x="{end}" y="{subtitle}" text-anchor="end" font-size="11" fill="#555">limit: {}</text>"##,
+        escape(limit)
+    )?;
+    let width = x(ratio) - LEFT;
+    writeln!(rows, r#"<rect x="{LEFT}" y="{}" width="{width:.1}" height="20" fill="{colour}"/>"#, y + 2.0)?;
+    let middle = y + 12.0;
+    for round in scenario.ratios() {
+        writeln!(rows, r##"<circle cx="{:.1}" cy="{middle}" r="3" fill="#fff" stroke="#333"/>"##, x(round))?;
+    }
+    let mut rightmost = scenario.ratios().into_iter().fold(ratio, f64::max);
+    if let Some((_, bound)) = scenario.bound() {
+        writeln!(rows, r##"<path d="M{:.1} {}v26" stroke="#e07b00" stroke-width="3"/>"##, x(bound), y - 1.0)?;
+        rightmost = rightmost.max(bound);
+    }
+    writeln!(rows, r#"<text x="{:.1}" y="{}">{ratio:.2}</text>"#, x(rightmost) + 9.0, y + 17.0)?;
+    Ok(())
 }
 
 fn escape(text: &str) -> String {
