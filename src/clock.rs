@@ -2,25 +2,30 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Instant;
 
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 
-/// Tells the time: the system's, moved by an offset.
-#[derive(Clone, Debug, Default)]
+/// Tells the time: the system's at the start and what has passed since then, moved by an offset. Steps of the system's clock
+/// do not matter: a token that was used before one would look as if it had been used long ago, and end its session.
+#[derive(Clone, Debug)]
 pub struct Clock {
+    started: Instant,
+    started_at: DateTime<Utc>,
     offset_micros: Arc<AtomicI64>,
 }
 
 impl Clock {
     /// The system's clock.
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that may")]
     pub fn system() -> Self {
-        Self::default()
+        Self { started: Instant::now(), started_at: Utc::now(), offset_micros: Arc::default() }
     }
 
     /// Now, to the microsecond, which is what PostgreSQL stores.
-    #[expect(clippy::disallowed_methods, reason = "this is the one place that may")]
     pub fn now(&self) -> DateTime<Utc> {
-        let now = Utc::now() + TimeDelta::microseconds(self.offset_micros.load(Ordering::Relaxed));
+        let offset = TimeDelta::microseconds(self.offset_micros.load(Ordering::Relaxed));
+        let now = self.started_at + self.started.elapsed() + offset;
         now.duration_trunc(TimeDelta::microseconds(1)).unwrap_or(now)
     }
 
