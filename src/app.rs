@@ -13,6 +13,7 @@ use crate::config::{Config, DatabaseSettings};
 use crate::db;
 use crate::db::batch::Batcher;
 use crate::db::refresh_tokens::{Exchange, Rotation};
+use crate::db::revocations::Revocations;
 use crate::db::sessions::{NewSession, OpenedSession};
 use crate::db::unanswered::Unanswered;
 use crate::db::users::Lookup;
@@ -50,6 +51,8 @@ pub struct Parts {
     // What clients were not told of.
     pub unanswered_refreshes: Unanswered<Exchange>,
     pub unanswered_logins: Unanswered<OpenedSession>,
+    /// Sessions that ended, here and elsewhere.
+    pub revocations: Revocations,
     pub tokens: TokenKeys,
     pub hasher: Hasher,
     pub metrics: Metrics,
@@ -115,6 +118,7 @@ impl App {
             config.token_keys(),
             config.lifetimes(),
         );
+        let revocations = Revocations::new(config.revocation_lifetime());
         let max_batch = config.batch_size;
         let account_lookups = Batcher::start(&db, LOGIN_WORKERS, max_batch);
         let session_inserts = Batcher::start(&db, LOGIN_WORKERS, max_batch);
@@ -133,6 +137,7 @@ impl App {
             account_lookups,
             session_inserts,
             token_rotations,
+            revocations,
             tokens,
             hasher,
             metrics,

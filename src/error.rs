@@ -32,9 +32,8 @@ pub enum Error {
     /// No access token where one is needed.
     #[error("not authenticated")]
     NotAuthenticated,
-    /// An access token that is not genuine, expired, of the wrong kind, or whose session or user is gone.
-    #[error("invalid access token")]
-    InvalidAccessToken,
+    #[error("access token refused: {}", .0.as_str())]
+    InvalidAccessToken(AccessRefusal),
     /// A token from a mail that is unknown, spent or expired.
     #[error("invalid or expired token")]
     InvalidMailToken,
@@ -62,12 +61,43 @@ pub enum Error {
     /// The queue for hashing is full, or there are too many connections; there may be room again after this long.
     #[error("too busy")]
     Busy(Duration),
+    /// It is not known which sessions have ended.
+    #[error("the ended sessions are not known")]
+    RevocationsUnknown,
     /// The process has been asked to stop.
     #[error("stopping")]
     Stopping,
     /// The database failed or cannot be reached.
     #[error("the database failed: {}", database_message(.0))]
     Database(#[source] Arc<sqlx::Error>),
+}
+
+/// Why an access token is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessRefusal {
+    /// Not genuine, or not an access token.
+    Invalid,
+    Expired,
+    /// Its session has ended, or its user is gone.
+    Ended,
+}
+
+impl AccessRefusal {
+    /// The name that is sent and counted.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Invalid => "invalid",
+            Self::Expired => "expired",
+            Self::Ended => "ended",
+        }
+    }
+}
+
+impl From<AccessRefusal> for Error {
+    fn from(refusal: AccessRefusal) -> Self {
+        Self::InvalidAccessToken(refusal)
+    }
 }
 
 impl From<sqlx::Error> for Error {

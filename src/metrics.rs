@@ -34,6 +34,11 @@ pub struct Metrics {
     /// By type (`access`, `refresh`), kid (see `domain::tokens::TokenKeys`) and outcome (`valid`, `expired`, `wrong_type`,
     /// `invalid`).
     pub tokens_verified: IntCounterVec,
+    /// At `/auth/verify`, by outcome: `allowed`, `anonymous`, `missing`, `invalid`, `expired`, `ended`, `forbidden`,
+    /// `unavailable`.
+    pub verifications: IntCounterVec,
+    pub revocation_age: Gauge,
+    pub revocation_entries: IntGauge,
     pub connections: IntGauge,
     pub connections_refused: IntCounter,
 }
@@ -59,6 +64,10 @@ impl Metrics {
             Gauge::new("auth_login_capacity_per_second", "Logins per second that hashing allows, as measured.");
         let oldest_unsent =
             Gauge::new("auth_mail_oldest_unsent_seconds", "Age of the oldest mail that waits to be sent.");
+        let age = Gauge::new(
+            "auth_revocation_age_seconds",
+            "For how long sessions that ended elsewhere may not be known here.",
+        );
         let metrics = Self {
             http_requests: counters("http_requests_total", "Requests by route, method and status class.", &by_status),
             http_seconds: histogram("http_request_duration_seconds", "Time to the response head.", &by_method, &times),
@@ -85,6 +94,12 @@ impl Metrics {
                 "auth_tokens_verified_total",
                 "Tokens presented, by the key that verified them.",
                 &["type", "kid", "outcome"],
+            ),
+            verifications: counters("auth_verifications_total", "Requests that gateways asked about.", &["outcome"]),
+            revocation_age: registered(&registry, age),
+            revocation_entries: gauge(
+                "auth_revocation_entries",
+                "Ended sessions whose access tokens are refused from memory.",
             ),
             connections: gauge("auth_http_connections", "Client connections that are open."),
             connections_refused: counter(

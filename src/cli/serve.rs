@@ -5,7 +5,7 @@ use crate::app::App;
 use crate::clock::Clock;
 use crate::config::{Config, DatabaseSettings, Environment, Given};
 use crate::mail::Mailer;
-use crate::service::{cleanup, clock, credentials, mail, migrate};
+use crate::service::{cleanup, clock, credentials, mail, migrate, revocations};
 use crate::{http, service, telemetry};
 
 pub(super) async fn run(settings: &Given<Config>, no_migrate: bool) -> Result<(), CliError> {
@@ -33,6 +33,11 @@ pub(super) async fn run(settings: &Given<Config>, no_migrate: bool) -> Result<()
         tracing::warn!(%error, "could not compare the clock with the database's");
     }
     tokio::spawn(clock::follow(app.clone()));
+    let mut feed = revocations::Feed::default();
+    if let Err(error) = feed.read(&app).await {
+        tracing::warn!(%error, "could not read yet which sessions have ended");
+    }
+    tokio::spawn(revocations::follow(app.clone(), feed));
     let database = settings.part::<DatabaseSettings>();
     if database.has_files() {
         tokio::spawn(credentials::follow(app.clone(), database));

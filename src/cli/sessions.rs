@@ -9,6 +9,7 @@ use crate::clock::Clock;
 use crate::domain::ids::SessionId;
 use crate::domain::page::PageSize;
 use crate::service::audit::Actor;
+use crate::service::revocations::Revocations;
 use crate::service::sessions::{self, Session};
 
 #[derive(Subcommand)]
@@ -46,7 +47,9 @@ pub(super) async fn run(command: SessionCommand) -> Result<(), CliError> {
         SessionCommand::End { who, id } => {
             let db = begin(&who.database)?;
             let user = who.find(&db).await?;
-            let ended = sessions::end_of(&db, Actor::CommandLine, user.id, id.map(SessionId), now).await?;
+            let ended =
+                sessions::end_of(&db, &Revocations::default(), Actor::CommandLine, user.id, id.map(SessionId), now)
+                    .await?;
             print(&format!("{ended} sessions of user {} ended", user.id))
         }
     }

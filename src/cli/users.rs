@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::service::audit::Actor;
 use crate::service::forgot_password::send_reset;
 use crate::service::password::set_password;
+use crate::service::revocations::Revocations;
 use crate::service::users;
 
 #[derive(Subcommand)]
@@ -104,7 +105,7 @@ pub(super) async fn run(command: UserCommand) -> Result<(), CliError> {
         UserCommand::Delete { who } => {
             let db = begin(&who.database)?;
             let user = who.find(&db).await?;
-            users::delete(&db, actor, user.id, now).await?;
+            users::delete(&db, &Revocations::default(), actor, user.id, now).await?;
             print(&format!("user {} deleted", user.id))
         }
     }

@@ -203,6 +203,10 @@ pub struct Config {
     #[arg(env, default_value = "admin", in_development = "public", value_name = "WHO", help_heading = "Access",
         value_parser = word(&[("admin", UsersListAccess::Admin), ("public", UsersListAccess::Public)]))]
     pub users_list_access: UsersListAccess,
+    /// What /auth/verify answers where the list of ended sessions is older than two seconds: serve or refuse
+    #[arg(env, default_value = "serve", value_name = "WHAT", help_heading = "Access",
+        value_parser = word(&[("serve", ForwardAuthStale::Serve), ("refuse", ForwardAuthStale::Refuse)]))]
+    pub forward_auth_stale: ForwardAuthStale,
     /// Live sessions of one user; one more ends the oldest
     #[arg(env, default_value = "100", value_name = "COUNT", help_heading = "Access",
         value_parser = whole(1..=100_000_i64))]
@@ -248,6 +252,15 @@ pub enum CorsOrigins {
 pub enum UsersListAccess {
     Admin,
     Public,
+}
+
+/// What is answered about access tokens where sessions may have ended that are not known here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ForwardAuthStale {
+    /// What was known last.
+    Serve,
+    /// 503.
+    Refuse,
 }
 
 impl From<List<String>> for CorsOrigins {
@@ -304,6 +317,12 @@ impl Config {
         let signing = self.keys.signing.as_ref().map(|file| file.key.clone());
         let verifying = self.keys.verifying.iter().map(|file| file.key.clone()).collect();
         KeySet::new(signing, verifying, !self.jwt_secret_access)
+    }
+
+    /// How long it must be known that a session has ended: while an access token of it may be presented. A request that
+    /// is under way may get one a little later, and hosts whose clocks differ end sessions, too.
+    pub fn revocation_lifetime(&self) -> Duration {
+        self.access_token_lifetime.to_std().unwrap_or_default() + Duration::from_mins(10)
     }
 
     /// The throttle's limits, unless it is off.

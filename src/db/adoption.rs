@@ -37,13 +37,14 @@ const NAMED: [(&str, &[&str]); 2] = [
 ];
 
 /// Tables and indexes that the migrations make, and so must not exist yet.
-const MADE: [&str; 24] = [
+const MADE: [&str; 25] = [
     "sessions",
     "sessions_pkey",
     "sessions_user_id_idx",
     "sessions_ended_at_idx",
     "sessions_live_idx",
     "sessions_user_id_id_idx",
+    "sessions_ended_xid_idx",
     "refresh_tokens_user_id_session_id_idx",
     "refresh_tokens_user_id_session_id_id_idx",
     "users_admin_idx",

@@ -12,6 +12,7 @@ pub mod mail_tokens;
 pub mod migrations;
 mod pools;
 pub mod refresh_tokens;
+pub mod revocations;
 pub mod schema;
 pub mod sessions;
 pub mod sign_out;

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use sqlx::{PgConnection, PgExecutor};
 
 use super::batch::{BatchedCall, column};
+use super::revocations::Revocations;
 use super::sign_out;
 use super::timestamp::Timestamp;
 use super::unanswered::Settle;
@@ -33,6 +34,8 @@ pub struct Rotation {
     pub client: ClientInfo,
     /// How many live sessions the user may have, if this opens one.
     pub max_sessions: i64,
+    /// Where sessions go that end because of that.
+    pub revocations: Revocations,
     /// Of the session.
     pub limit: Option<Limit>,
     pub now: DateTime<Utc>,
@@ -169,7 +172,7 @@ async fn rotate(connection: &mut PgConnection, rotations: &[&Rotation]) -> sqlx:
     let mut answers = vec![Decision::Refused { overlapped: false }; rotations.len()];
     for row in rows {
         if let Some(user_id) = row.crowded_user {
-            sign_out::end_surplus(connection, user_id, max_sessions, rotations[0].now).await;
+            sign_out::end_surplus(connection, &rotations[0].revocations, user_id, max_sessions, rotations[0].now).await;
         }
         // `WITH ORDINALITY` counts from one.
         let answer = usize::try_from(row.position - 1).ok().and_then(|index| answers.get_mut(index));

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::batch::{BatchedCall, column};
+use super::revocations::Revocations;
 use super::sign_out;
 use super::timestamp::Timestamp;
 use super::unanswered::Settle;
@@ -40,6 +41,8 @@ pub struct NewSession {
     pub max_sessions: i64,
     /// The id of the notice that the user gets if the device was not seen before; none where there are no notices.
     pub notice: Option<Uuid>,
+    /// Where sessions go that end because of it.
+    pub revocations: Revocations,
     pub now: DateTime<Utc>,
 }
 
@@ -194,7 +197,7 @@ impl BatchedCall for NewSession {
         crowded_users.sort_by_key(|id| id.0);
         crowded_users.dedup();
         for user_id in crowded_users {
-            sign_out::end_surplus(connection, user_id, max_sessions, calls[0].now).await;
+            sign_out::end_surplus(connection, &calls[0].revocations, user_id, max_sessions, calls[0].now).await;
         }
         Ok(calls.iter().map(|session| opened.iter().any(|opened| opened.id == session.id)).collect())
     }

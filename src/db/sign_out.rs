@@ -7,6 +7,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgExecutor};
 
+use super::revocations::{Ending, Revocations};
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::session::EndReason;
 use crate::domain::tokens::{Jti, RefreshClaims};
@@ -35,12 +36,13 @@ const SURPLUS_AT_ONCE: i64 = 1000;
 /// Ends one session of a user. Says whether it was alive.
 pub async fn end_one(
     connection: &mut PgConnection,
+    ending: &Ending,
     user_id: UserId,
     id: SessionId,
     reason: EndReason,
     now: DateTime<Utc>,
 ) -> sqlx::Result<bool> {
-    Ok(end(connection, user_id, Which::One(id), reason, now).await? > 0)
+    Ok(end(connection, ending, user_id, Which::One(id), reason, now).await? > 0)
 }
 
 /// Ends everything of a user but `except`, and returns how many sessions that were. Whatever ends "all" goes through
@@ -50,6 +52,7 @@ pub async fn end_one(
 /// refresh is in flight is waited for there, and the session that it opened is among those that end then.
 pub async fn end_all(
     connection: &mut PgConnection,
+    ending: &Ending,
     user_id: UserId,
     except: Except<'_>,
     reason: EndReason,
@@ -61,12 +64,13 @@ pub async fn end_all(
         Except::Token(jti) => (None, Some(jti)),
     };
     revoke_sessionless(&mut *connection, user_id, token).await?;
-    end(connection, user_id, Which::AllBut(session), reason, now).await
+    end(connection, ending, user_id, Which::AllBut(session), reason, now).await
 }
 
 /// How many sessions of a user ended at exactly this time for this reason: those that an earlier attempt with the same time ended.
 pub async fn count_ended(
     connection: &mut PgConnection,
+    ending: &Ending,
     user_id: UserId,
     only: Option<SessionId>,
     reason: EndReason,
@@ -74,7 +78,7 @@ pub async fn count_ended(
 ) -> sqlx::Result<u64> {
     let ended = sqlx::query_scalar!(
         r#"
-        SELECT count(*) AS "count!" FROM sessions
+        SELECT id AS "id: SessionId" FROM sessions
         WHERE user_id = $1 AND ($2::uuid IS NULL OR id = $2) AND ended_at = $3 AND end_reason = $4
         "#,
         user_id as _,
@@ -82,14 +86,26 @@ pub async fn count_ended(
         now.naive_utc(),
         reason.as_str(),
     );
-    Ok(u64::try_from(ended.fetch_one(connection).await?).unwrap_or(0))
+    let ended = ended.fetch_all(connection).await?;
+    ending.add(&ended);
+    Ok(ended.len() as u64)
 }
 
 /// Ends the oldest sessions of a user that has more than `max` live ones. The new session is committed already, so a
 /// failure is only logged; the next login tries again.
-pub(super) async fn end_surplus(connection: &mut PgConnection, user_id: UserId, max: i64, now: DateTime<Utc>) {
-    if let Err(error) = end(connection, user_id, Which::Surplus(max), EndReason::SessionLimit, now).await {
-        tracing::warn!(error = %super::database_message(&error), user.id = user_id.0, "could not end the oldest sessions of a user");
+pub(super) async fn end_surplus(
+    connection: &mut PgConnection,
+    revocations: &Revocations,
+    user_id: UserId,
+    max: i64,
+    now: DateTime<Utc>,
+) {
+    let ending = Ending::new(revocations);
+    match end(connection, &ending, user_id, Which::Surplus(max), EndReason::SessionLimit, now).await {
+        Ok(_) => ending.committed(),
+        Err(error) => {
+            tracing::warn!(error = %super::database_message(&error), user.id = user_id.0, "could not end the oldest sessions of a user");
+        }
     }
 }
 
@@ -100,6 +116,7 @@ pub(super) async fn end_surplus(connection: &mut PgConnection, user_id: UserId, 
 /// opened a session) which the statement cannot see. Then it is done once more.
 pub async fn log_out(
     connection: &mut PgConnection,
+    ending: &Ending,
     presented: &RefreshClaims,
     now: DateTime<Utc>,
 ) -> sqlx::Result<Option<UserId>> {
@@ -134,6 +151,7 @@ pub async fn log_out(
             )
             SELECT
                 user_id AS "user_id: UserId",
+                session_id AS "session_id: SessionId",
                 (SELECT count(*) FROM seen) > (SELECT count(*) FROM live) AS "overtaken!"
             FROM presented
             "#,
@@ -145,7 +163,10 @@ pub async fn log_out(
         .await?;
         match row {
             Some(row) if row.overtaken => {}
-            row => return Ok(row.map(|row| row.user_id)),
+            row => {
+                ending.add(row.as_ref().and_then(|row| row.session_id).as_slice());
+                return Ok(row.map(|row| row.user_id));
+            }
         }
     }
 }
@@ -176,6 +197,7 @@ async fn revoke_sessionless(executor: impl PgExecutor<'_>, user_id: UserId, exce
 /// marks it for the Python service. Rows are picked by arrays, so that no estimate can lead to a scan of a table.
 async fn end(
     connection: &mut PgConnection,
+    ending: &Ending,
     user_id: UserId,
     which: Which,
     reason: EndReason,
@@ -236,6 +258,7 @@ async fn end(
     )
     .fetch_all(&mut *connection)
     .await?;
+    ending.add(&ended);
     // Usually once; again only while refreshes follow each other this fast.
     let mut overtaken = !ended.is_empty();
     while overtaken {

@@ -119,7 +119,11 @@ impl Jti {
 #[derive(Clone, Debug)]
 pub struct AccessClaims {
     pub subject: String,
+    /// At the time when it was issued.
+    pub role: String,
     pub session_id: SessionId,
+    /// Seconds since 1970.
+    pub expires_at: i64,
 }
 
 /// What a verified refresh token says. The database says whether it is still valid.
@@ -176,6 +180,7 @@ struct RefreshPayload<'a> {
 #[derive(Deserialize)]
 struct Payload {
     sub: Option<String>,
+    role: Option<String>,
     jti: Option<String>,
     exp: i64,
     r#type: Option<serde_json::Value>,
@@ -315,7 +320,8 @@ impl TokenKeys {
             let subject = payload.sub.ok_or(TokenError::Invalid)?;
             // The Python service's have none; it had no route that took one. Nothing could end one.
             let session_id = payload.sid.map(SessionId).ok_or(TokenError::Invalid)?;
-            Ok(AccessClaims { subject, session_id })
+            let role = payload.role.unwrap_or_default();
+            Ok(AccessClaims { subject, role, session_id, expires_at: payload.exp })
         });
         Verified { key, claims }
     }

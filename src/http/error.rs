@@ -12,7 +12,7 @@ use super::problem::Problem;
 use crate::domain::tokens::TokenError;
 use crate::error::Error;
 
-/// Why a session has ended. Sent only to a client that presents a genuine token of it.
+/// Why a token is refused. Why a session has ended is sent only to a client that presents a genuine refresh token of it.
 const X_AUTH_REASON: HeaderName = HeaderName::from_static("x-auth-reason");
 
 /// `Retry-After` while the database is away.
@@ -102,8 +102,8 @@ fn service(error: &Error) -> Refusal {
         Error::RefreshToken(TokenError::WrongType) => unauthorized("Invalid token type"),
         Error::RefreshRefused(None) => unauthorized("Refresh token not valid"),
         Error::RefreshRefused(Some(reason)) => because(unauthorized("Refresh token not valid"), reason.as_str()),
-        Error::NotAuthenticated => unauthorized("Not authenticated"),
-        Error::InvalidAccessToken => unauthorized("Invalid access token"),
+        Error::NotAuthenticated => because(unauthorized("Not authenticated"), "missing"),
+        Error::InvalidAccessToken(refusal) => because(unauthorized("Invalid access token"), refusal.as_str()),
         Error::InvalidMailToken => detail(StatusCode::BAD_REQUEST, "Invalid or expired token"),
         Error::EmailNotVerified => detail(StatusCode::FORBIDDEN, "Email not verified"),
         Error::Forbidden => detail(StatusCode::FORBIDDEN, "Not permitted"),
@@ -116,6 +116,10 @@ fn service(error: &Error) -> Refusal {
         }
         Error::Throttled(wait) => retry(StatusCode::TOO_MANY_REQUESTS, "Too many attempts, try again later", *wait),
         Error::Busy(wait) => retry(StatusCode::SERVICE_UNAVAILABLE, "Service busy, try again later", *wait),
+        // Every gateway's every request would get it, so it is not logged here.
+        Error::RevocationsUnknown => {
+            retry(StatusCode::SERVICE_UNAVAILABLE, "Service unavailable, try again later", Duration::from_secs(1))
+        }
         Error::Stopping => retry(StatusCode::SERVICE_UNAVAILABLE, "Shutting down", Duration::from_secs(1)),
         Error::Database(_) => {
             tracing::error!(%error, "the database failed");

@@ -156,6 +156,11 @@ impl Query {
         self.0.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
+    /// All of them, as they came.
+    pub(super) fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
     /// How many entries a page is to have.
     pub(super) fn page_size(&self) -> Result<PageSize, ApiError> {
         let size = self.number("limit", 1..=PageSize::MAX.get())?;

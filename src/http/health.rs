@@ -44,7 +44,7 @@ pub(super) async fn ready(State(app): State<App>) -> Result<Json<Status>, ApiErr
 #[utoipa::path(get, path = "/auth/metrics", tag = "operation",
     responses((status = 200, description = "Metrics", body = String, content_type = "text/plain"), Unavailable))]
 pub(super) async fn metrics(State(app): State<App>) -> impl IntoResponse {
-    let (text, content_type) = app.metrics.render();
+    let (text, content_type) = service::metrics(&app);
     ([(CONTENT_TYPE, content_type)], text)
 }
 

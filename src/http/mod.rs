@@ -20,6 +20,7 @@ mod problem;
 mod server;
 mod sessions;
 mod users;
+mod verify;
 
 pub use extract::Peer;
 pub use server::{listen, probe_health, serve};
@@ -31,7 +32,7 @@ use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderName, Method, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::response::Response;
-use axum::routing::get;
+use axum::routing::{any, get};
 use tower::ServiceBuilder;
 use tower::util::{MapRequest, MapRequestLayer, MapResponse, MapResponseLayer};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -88,10 +89,16 @@ pub fn build(app: App) -> HttpService {
         .method_not_allowed_fallback(|| std::future::ready(ApiError::MethodNotAllowed))
         .layer(
             ServiceBuilder::new()
-                .layer(from_fn_with_state(app.clone(), observe::observe))
-                .layer(CatchPanicLayer::custom(observe::panicked))
                 .option_layer(app.config.cors_allowed_origins.as_ref().map(cors))
                 .layer(ValidateRequestHeaderLayer::custom(OwnOriginOnly(app.clone()))),
+        )
+        // A gateway hands on any request, whatever it is and wherever it comes from.
+        .route(verify::VERIFY, any(verify::verify))
+        .route(verify::VERIFY_PATH, any(verify::verify_path))
+        .layer(
+            ServiceBuilder::new()
+                .layer(from_fn_with_state(app.clone(), observe::observe))
+                .layer(CatchPanicLayer::custom(observe::panicked)),
         )
         .with_state(app);
     let normalise: fn(Request) -> Request = normalise_path;

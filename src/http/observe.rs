@@ -23,6 +23,7 @@ use uuid::Uuid;
 use super::Peer;
 use super::connection::ProbesOnly;
 use super::error::ApiError;
+use super::verify::{VERIFY, VERIFY_PATH};
 use crate::app::App;
 use crate::error::Error;
 use crate::traces;
@@ -37,6 +38,9 @@ const NO_ROUTE: &str = "none";
 const PROBES: [&str; 4] = ["/auth/health", "/health", READY, "/auth/metrics"];
 /// The one of them that may fail for a reason.
 const READY: &str = "/auth/ready";
+
+/// Routes that are asked for every request of a shop; logged at the level `debug` and counted by outcome.
+const VERIFICATIONS: [&str; 2] = [VERIFY, VERIFY_PATH];
 
 /// Stands for the status of a request whose client went away before it was answered, as in nginx.
 const CLIENT_GONE: u16 = 499;
@@ -74,8 +78,10 @@ struct RequestRecord {
     id: HeaderValue,
     /// Whether it comes every few seconds for as long as the service lives, and says nothing unless it fails.
     probe: bool,
+    /// Whether a gateway asks.
+    verification: bool,
     span: Span,
-    /// The span for export; none of a probe.
+    /// The span for export; none of a probe or a verification.
     traced: Span,
     recorded: bool,
 }
@@ -83,19 +89,21 @@ struct RequestRecord {
 impl RequestRecord {
     fn new(app: App, request: &Request) -> Self {
         let route = request.extensions().get::<MatchedPath>().cloned();
-        let probe = route.as_ref().is_some_and(|route| PROBES.contains(&route.as_str()));
+        let is_one_of = |routes: &[&str]| route.as_ref().is_some_and(|route| routes.contains(&route.as_str()));
+        let (probe, verification) = (is_one_of(&PROBES), is_one_of(&VERIFICATIONS));
         let id = request_id(request.headers());
         let text = id.to_str().unwrap_or_default();
-        let quiet = probe && route.as_ref().is_none_or(|route| route.as_str() != READY);
+        let quiet = verification || probe && !is_one_of(&[READY]);
         let method = request.method().clone();
-        let (traced, trace_id) = start_trace(&app, request, &method, route.as_ref(), probe);
+        let (traced, trace_id) = start_trace(&app, request, &method, route.as_ref(), probe || verification);
         let span = if quiet {
             debug_span!("request", id = text, trace_id)
         } else {
             info_span!("request", id = text, trace_id)
         };
         let bytes = content_length(request.headers()).unwrap_or(0).min(MAX_COUNTED_BYTES);
-        Self { app, started: Instant::now(), method, route, bytes, id, probe, span, traced, recorded: false }
+        let started = Instant::now();
+        Self { app, started, method, route, bytes, id, probe, verification, span, traced, recorded: false }
     }
 
     /// Logs and counts the request.
@@ -106,7 +114,7 @@ impl RequestRecord {
         let route = self.route.as_ref().map_or(NO_ROUTE, MatchedPath::as_str);
         let latency_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
         self.span.in_scope(|| {
-            if self.probe && status < 400 {
+            if self.verification || self.probe && status < 400 {
                 tracing::debug!(method, route, status, latency_us, "request");
             } else {
                 tracing::info!(method, route, status, latency_us, "request");

@@ -169,7 +169,8 @@ pub(super) async fn delete(
     client: ClientInfo,
     PathSegment(id): PathSegment,
 ) -> Result<StatusCode, ApiError> {
-    users::delete(&app.db, admin.as_admin_at(&client), user_id(&id)?, app.clock.now()).await?;
+    let (actor, id) = (admin.as_admin_at(&client), user_id(&id)?);
+    users::delete(&app.db, &app.revocations, actor, id, app.clock.now()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -213,6 +214,7 @@ pub(super) async fn end_sessions(
     client: ClientInfo,
     PathSegment(id): PathSegment,
 ) -> Result<Json<Ended>, ApiError> {
-    let ended = sessions::end_of(&app.db, admin.as_admin_at(&client), user_id(&id)?, None, app.clock.now()).await?;
+    let (actor, id, now) = (admin.as_admin_at(&client), user_id(&id)?, app.clock.now());
+    let ended = sessions::end_of(&app.db, &app.revocations, actor, id, None, now).await?;
     Ok(Json(Ended { ended }))
 }

@@ -1,13 +1,13 @@
 //! Who the bearer of an access token is.
 
 use super::audit::Actor;
-use super::tokens::verify_access;
+use super::verify;
 use crate::app::App;
 use crate::db;
 use crate::db::users::User;
 use crate::domain::client::ClientInfo;
 use crate::domain::ids::SessionId;
-use crate::error::Error;
+use crate::error::{AccessRefusal, Error};
 
 /// Somebody with a good access token, a living session and an account.
 #[derive(Clone, Debug)]
@@ -27,9 +27,9 @@ impl Bearer {
 /// The bearer of an access token. A good signature is not enough: account and session must exist.
 pub async fn authenticate(app: &App, bearer: Option<&str>) -> Result<Bearer, Error> {
     let token = bearer.ok_or(Error::NotAuthenticated)?;
-    let claims = verify_access(app, token, app.clock.now()).map_err(|_| Error::InvalidAccessToken)?;
+    let claims = verify::access_token(app, token)?;
     let user = db::users::of_bearer(&app.db, &claims.subject, claims.session_id).await?;
-    Ok(Bearer { user: user.ok_or(Error::InvalidAccessToken)?, session_id: claims.session_id })
+    Ok(Bearer { user: user.ok_or(AccessRefusal::Ended)?, session_id: claims.session_id })
 }
 
 /// As [`authenticate`], and the account must be an administrator's now, whatever the token says.

@@ -6,6 +6,7 @@ use super::audit::audit;
 use super::tokens::verify_refresh;
 use crate::app::App;
 use crate::db;
+use crate::db::revocations::Ending;
 use crate::db::sign_out::Except;
 use crate::domain::client::ClientInfo;
 use crate::domain::session::EndReason;
@@ -24,11 +25,14 @@ pub enum Scope {
 pub async fn logout(app: &App, token: &str, scope: Scope, client: &ClientInfo) -> Result<(), Error> {
     let now = app.clock.now();
     let presented = &verify_refresh(app, token, now).map_err(Error::RefreshToken)?;
+    let ending = &Ending::new(&app.revocations);
     if scope == Scope::This {
         let user = db::certain::execute(&app.db, |mut connection, _| async move {
-            db::sign_out::log_out(&mut connection, presented, now).await
+            db::sign_out::log_out(&mut connection, ending, presented, now).await
         });
-        audit("logout", "success", user.await?, presented.session_id, client.ip);
+        let user = user.await?;
+        ending.committed();
+        audit("logout", "success", user, presented.session_id, client.ip);
         return Ok(());
     }
     let owner = db::refresh_tokens::owner(&app.db, presented, now).await?;
@@ -37,13 +41,15 @@ pub async fn logout(app: &App, token: &str, scope: Scope, client: &ClientInfo) -
     // Once more, it finds nothing left to end.
     let ended = db::certain::execute(&app.db, |mut connection, _| async move {
         let mut transaction = connection.begin().await?;
-        db::sign_out::end_all(&mut transaction, owner.user_id, others, EndReason::LoggedOutElsewhere, now).await?;
+        db::sign_out::end_all(&mut transaction, ending, owner.user_id, others, EndReason::LoggedOutElsewhere, now)
+            .await?;
         if scope == Scope::All {
-            db::sign_out::log_out(&mut transaction, presented, now).await?;
+            db::sign_out::log_out(&mut transaction, ending, presented, now).await?;
         }
         transaction.commit().await
     });
     ended.await?;
+    ending.committed();
     let event = if scope == Scope::All { "logout_all" } else { "logout_others" };
     audit(event, "success", Some(owner.user_id), owner.session_id, client.ip);
     Ok(())

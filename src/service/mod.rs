@@ -14,9 +14,11 @@ pub mod password;
 pub mod refresh;
 pub mod register;
 pub mod reset_password;
+pub mod revocations;
 pub mod sessions;
 mod tokens;
 pub mod users;
+pub mod verify;
 pub mod verify_email;
 
 use std::time::Duration;
@@ -44,12 +46,21 @@ pub fn accepting(app: &App) -> Result<(), Error> {
     if app.stopping.is_cancelled() { Err(Error::Stopping) } else { Ok(()) }
 }
 
-/// Whether the service can do its work: it accepts requests, no worker is gone, and the database answers and accepts
-/// writes.
+/// Whether the service can do its work: it accepts requests, no worker is gone, it is known which sessions have ended, and
+/// the database answers and accepts writes.
 pub async fn ready(app: &App) -> Result<(), Error> {
     accepting(app)?;
     if !app.has_all_workers() {
         return Err(sqlx::Error::WorkerCrashed.into());
     }
+    verify::up_to_date(app)?;
     Ok(db::accepts_writes(&app.db).await?)
+}
+
+/// What is counted, in Prometheus' text format, and its content type.
+#[must_use]
+pub fn metrics(app: &App) -> (String, &'static str) {
+    app.metrics.revocation_age.set(app.revocations.age().as_secs_f64());
+    app.metrics.revocation_entries.set(i64::try_from(app.revocations.len()).unwrap_or(i64::MAX));
+    app.metrics.render()
 }

@@ -11,6 +11,7 @@ use super::tokens::new_session;
 use crate::app::App;
 use crate::db;
 use crate::db::batch::BatchedCall as _;
+use crate::db::revocations::{Ending, Revocations};
 use crate::db::sessions::NewSession;
 use crate::db::sign_out::Except;
 use crate::domain::client::ClientInfo;
@@ -43,6 +44,7 @@ pub async fn change_password(
     let session = NewSession { max_sessions: i64::MAX, ..session };
     let (user_id, others, session) = (user.id, Except::Session(session.id), &session);
     let notice = &mail::notice(app, Template::PasswordChanged, user_id, client.locale);
+    let ending = &Ending::new(&app.revocations);
     let answer = app.unanswered_logins.expect(session.opened());
     let changed = db::certain::execute(&app.db, |mut connection, again| async move {
         let mut transaction = connection.begin().await?;
@@ -52,7 +54,8 @@ pub async fn change_password(
             opened = NewSession::execute(&mut transaction, &[session]).await?;
         }
         if opened == [true] {
-            db::sign_out::end_all(&mut transaction, user_id, others, EndReason::PasswordChanged, session.now).await?;
+            db::sign_out::end_all(&mut transaction, ending, user_id, others, EndReason::PasswordChanged, session.now)
+                .await?;
             db::mail_tokens::void(&mut *transaction, user_id).await?;
             if let Some(notice) = notice {
                 db::mail_outbox::insert(&mut *transaction, notice, &[]).await?;
@@ -67,6 +70,7 @@ pub async fn change_password(
         return Err(Error::InvalidCredentials);
     }
     app.mail_inserted.notify_one();
+    ending.committed();
     audit("password_change", "success", Some(user.id), Some(session.id), client.ip);
     Ok(tokens)
 }
@@ -82,8 +86,8 @@ pub async fn set_password(
     let mut transaction = db.begin().await?;
     db::users::set_password_hash(&mut *transaction, user_id, hash, now).await?;
     db::mail_tokens::void(&mut *transaction, user_id).await?;
-    let reason = EndReason::PasswordChanged;
-    let ended = db::sign_out::end_all(&mut transaction, user_id, Except::Nothing, reason, now).await?;
+    let (reason, ending) = (EndReason::PasswordChanged, Ending::new(&Revocations::default()));
+    let ended = db::sign_out::end_all(&mut transaction, &ending, user_id, Except::Nothing, reason, now).await?;
     transaction.commit().await?;
     audit_by(actor, "password_change", "success", Some(user_id), None);
     Ok(ended)

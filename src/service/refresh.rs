@@ -21,6 +21,7 @@ use crate::app::App;
 use crate::db;
 use crate::db::batch::BatchError;
 use crate::db::refresh_tokens::{Decision, Exchange, Rotation, TokenState, Used};
+use crate::db::revocations::Ending;
 use crate::domain::client::ClientInfo;
 use crate::domain::ids::SessionId;
 use crate::domain::session::EndReason;
@@ -124,6 +125,7 @@ async fn rotate(app: &App, presented: RefreshClaims, client: ClientInfo, now: Da
         next_expires_at,
         client,
         max_sessions: app.config.max_sessions_per_user,
+        revocations: app.revocations.clone(),
         limit: app.config.throttle().map(|throttle| throttle.refresh_session),
         now,
     };
@@ -228,10 +230,14 @@ fn sign_again(app: &App, presented: &RefreshClaims, used: &Used, now: DateTime<U
 async fn end_stolen_session(app: &App, used: &Used, client: IpAddr) -> sqlx::Result<()> {
     let now = app.clock.now();
     let (user_id, id, reason) = (used.user_id, used.session_id, EndReason::ReplayDetected);
+    let ending = &Ending::new(&app.revocations);
     let ended = db::certain::execute(&app.db, |mut connection, _| async move {
-        db::sign_out::end_one(&mut connection, user_id, id, reason, now).await
+        db::sign_out::end_one(&mut connection, ending, user_id, id, reason, now).await
     });
-    if ended.await? {
+    let ended = ended.await?;
+    // It has, in whichever attempt.
+    app.revocations.add(&[id]);
+    if ended {
         app.metrics.replays_detected.inc();
         tracing::warn!(
             user.id = used.user_id.0,

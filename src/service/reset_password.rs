@@ -6,6 +6,7 @@ use super::audit::audit;
 use super::mail;
 use crate::app::App;
 use crate::db;
+use crate::db::revocations::Ending;
 use crate::db::sign_out::Except;
 use crate::domain::client::ClientInfo;
 use crate::domain::ids::UserId;
@@ -31,6 +32,7 @@ pub async fn reset_password(app: &App, token: &MailToken, new: Password, client:
     let now = app.clock.now();
     let notice = &mail::notice(app, Template::PasswordReset, user_id, client.locale);
     let failed_logins = &app.config.throttle().map(|limits| limits.login_of_account(email, client.ip));
+    let ending = &Ending::new(&app.revocations);
     let reset = db::certain::execute(&app.db, |mut connection, again| async move {
         let mut transaction = connection.begin().await?;
         if !db::mail_tokens::spend_reset(&mut *transaction, user_id, token, hash, now).await? {
@@ -38,7 +40,8 @@ pub async fn reset_password(app: &App, token: &MailToken, new: Password, client:
             return Ok(again && db::users::has_password_hash(&mut *transaction, user_id, hash).await?);
         }
         db::mail_tokens::void(&mut *transaction, user_id).await?;
-        db::sign_out::end_all(&mut transaction, user_id, Except::Nothing, EndReason::PasswordReset, now).await?;
+        db::sign_out::end_all(&mut transaction, ending, user_id, Except::Nothing, EndReason::PasswordReset, now)
+            .await?;
         if let Some(buckets) = failed_logins {
             db::throttle::empty(&mut *transaction, buckets).await?;
         }
@@ -51,6 +54,7 @@ pub async fn reset_password(app: &App, token: &MailToken, new: Password, client:
     if !reset.await? {
         return refused(Some(user_id), client);
     }
+    ending.committed();
     app.mail_inserted.notify_one();
     audit(EVENT, "success", Some(user_id), None, client.ip);
     Ok(())

@@ -7,6 +7,7 @@ use super::audit::{Actor, audit, audit_by};
 use super::bearer::Bearer;
 use crate::app::App;
 use crate::db;
+use crate::db::revocations::{Ending, Revocations};
 pub use crate::db::sessions::Session;
 use crate::db::sign_out::Except;
 use crate::domain::client::ClientInfo;
@@ -20,14 +21,16 @@ pub async fn end(app: &App, bearer: &Bearer, id: SessionId, client: &ClientInfo)
     let user_id = bearer.user.id;
     let own = bearer.session_id == id;
     let reason = if own { EndReason::Logout } else { EndReason::LoggedOutElsewhere };
-    let now = app.clock.now();
+    let (now, ending) = (app.clock.now(), &Ending::new(&app.revocations));
     let ended = db::certain::execute(&app.db, |mut connection, again| async move {
-        let ended = db::sign_out::end_one(&mut connection, user_id, id, reason, now).await?;
-        Ok(ended || again && db::sign_out::count_ended(&mut connection, user_id, Some(id), reason, now).await? > 0)
+        let ended = db::sign_out::end_one(&mut connection, ending, user_id, id, reason, now).await?;
+        Ok(ended
+            || again && db::sign_out::count_ended(&mut connection, ending, user_id, Some(id), reason, now).await? > 0)
     });
     if !ended.await? {
         return Err(Error::NotFound);
     }
+    ending.committed();
     audit("session_end", reason.as_str(), Some(user_id), Some(id), client.ip);
     Ok(())
 }
@@ -60,26 +63,28 @@ pub async fn list_all(
 /// Ends one session of a user, or all of them, for administrators. Returns how many there were.
 pub async fn end_of(
     pool: &PgPool,
+    revocations: &Revocations,
     actor: Actor,
     user_id: UserId,
     only: Option<SessionId>,
     now: DateTime<Utc>,
 ) -> Result<u64, Error> {
-    let reason = EndReason::ByAdmin;
+    let (reason, ending) = (EndReason::ByAdmin, &Ending::new(revocations));
     let ended = db::certain::execute(pool, |mut connection, again| async move {
         let mut transaction = connection.begin().await?;
         let mut ended = match only {
-            Some(id) => db::sign_out::end_one(&mut transaction, user_id, id, reason, now).await?.into(),
-            None => db::sign_out::end_all(&mut transaction, user_id, Except::Nothing, reason, now).await?,
+            Some(id) => db::sign_out::end_one(&mut transaction, ending, user_id, id, reason, now).await?.into(),
+            None => db::sign_out::end_all(&mut transaction, ending, user_id, Except::Nothing, reason, now).await?,
         };
         if again {
-            ended = db::sign_out::count_ended(&mut transaction, user_id, only, reason, now).await?;
+            ended = db::sign_out::count_ended(&mut transaction, ending, user_id, only, reason, now).await?;
         }
         let found = ended > 0 || db::users::exists(&mut *transaction, user_id).await?;
         transaction.commit().await?;
         Ok(found.then_some(ended))
     });
     let ended = ended.await?.ok_or(Error::NotFound)?;
+    ending.committed();
     audit_by(actor, "session_end", EndReason::ByAdmin.as_str(), Some(user_id), only);
     Ok(ended)
 }

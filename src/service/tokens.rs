@@ -37,6 +37,7 @@ pub(super) fn new_session(
         counted,
         max_sessions: app.config.max_sessions_per_user,
         notice: None,
+        revocations: app.revocations.clone(),
         now,
     };
     (session, TokenPair { access, refresh })

@@ -5,6 +5,7 @@ use sqlx::{Connection as _, PgPool};
 
 use super::audit::{Actor, audit_by};
 use crate::db;
+use crate::db::revocations::{Ending, Revocations};
 use crate::db::sign_out::Except;
 use crate::db::users::{Change, Verification};
 pub use crate::db::users::{User, UserDetails};
@@ -58,10 +59,17 @@ pub async fn set_role(pool: &PgPool, actor: Actor, id: UserId, role: &Role, now:
 }
 
 /// Deletes a user and ends the user's sessions; their rows stay for the reason.
-pub async fn delete(pool: &PgPool, actor: Actor, id: UserId, now: DateTime<Utc>) -> Result<(), Error> {
+pub async fn delete(
+    pool: &PgPool,
+    revocations: &Revocations,
+    actor: Actor,
+    id: UserId,
+    now: DateTime<Utc>,
+) -> Result<(), Error> {
+    let ending = &Ending::new(revocations);
     let deleted = db::certain::execute(pool, |mut connection, again| async move {
         let mut transaction = connection.begin().await?;
-        db::sign_out::end_all(&mut transaction, id, Except::Nothing, EndReason::UserDeleted, now).await?;
+        db::sign_out::end_all(&mut transaction, ending, id, Except::Nothing, EndReason::UserDeleted, now).await?;
         match db::users::delete(&mut transaction, id).await? {
             Change::Done(()) => transaction.commit().await.map(Change::Done),
             // An earlier attempt deleted the user.
@@ -69,7 +77,11 @@ pub async fn delete(pool: &PgPool, actor: Actor, id: UserId, now: DateTime<Utc>)
             refused => Ok(refused),
         }
     });
-    finish(actor, "user_delete", id, deleted.await.map_err(Error::of_deletion)?)
+    let deleted = deleted.await.map_err(Error::of_deletion)?;
+    if matches!(deleted, Change::Done(())) {
+        ending.committed();
+    }
+    finish(actor, "user_delete", id, deleted)
 }
 
 /// Writes the audit line of a change.

@@ -25,6 +25,7 @@ mod mail_transport;
 mod openapi;
 mod outage;
 mod readme;
+mod revocation;
 mod shutdown;
 mod stack;
 mod traces;

@@ -56,6 +56,7 @@ fn every_refusal_has_an_example_of_its_own() {
                 ("401", _) => json!("Not authenticated"),
                 ("403", "/auth/login") => json!("Email not verified"),
                 ("403", "/auth/register") => json!("Role not open for registration"),
+                ("403", "/auth/verify") => json!("Not permitted"),
                 ("403", path) if path.starts_with("/auth/") => json!("Cross-site request refused"),
                 ("403", _) => json!("Not permitted"),
                 ("404", _) => json!("Not Found"),
@@ -95,7 +96,7 @@ async fn security_is_asked_for_where_the_document_says_so(pool: PgPool) {
         let asks = answer.status == 401 && answer.body.contains("Not authenticated");
         let security = operation.get("security").cloned().unwrap_or_else(|| json!([{}]));
         let required = json!([{"bearer": []}]);
-        let may_be_open = path == "/users/" || path == "/auth/register";
+        let may_be_open = ["/users/", "/auth/register", "/auth/verify"].contains(&path.as_str());
         match (asks, may_be_open) {
             (_, true) => assert_eq!(security, json!([{}, {"bearer": []}]), "{method} {path}"),
             (true, false) => assert_eq!(security, required, "{method} {path}"),

@@ -66,9 +66,10 @@ impl<S: Subscriber> Layer<S> for Listener {
             let mut statement = Statement::default();
             event.record(&mut statement);
             let text = statement.0.split_whitespace().collect::<Vec<_>>().join(" ");
-            // The pool's own looks at a connection come at any time and belong to no request.
+            // The pool's own looks at a connection and the readings of ended sessions come at any time and belong to no request.
             if text.starts_with("SELECT current_setting('transaction_read_only')")
                 || text.starts_with("SELECT set_config('synchronous_commit'")
+                || text.starts_with("SELECT pg_postmaster_start_time()")
             {
                 return;
             }

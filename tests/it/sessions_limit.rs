@@ -2,6 +2,7 @@
 
 use auth::db;
 use auth::db::batch::BatchedCall;
+use auth::db::revocations::Ending;
 use auth::db::sessions::NewSession;
 use auth::db::sign_out::Except;
 use auth::domain::client::ClientInfo;
@@ -129,6 +130,7 @@ async fn new_session(app: &TestApp, email: &str) -> NewSession {
         .unwrap();
     let (session, jti, expires_at) = (SessionId::generate(), Jti::generate(), app.clock.now() + TimeDelta::days(30));
     NewSession {
+        revocations: app.app.revocations.clone(),
         id: session,
         user_id: UserId(id),
         verified: PasswordHash::from_stored(hash),
@@ -225,6 +227,7 @@ async fn what_was_used_or_has_ended_costs_nothing(pool: PgPool) {
     let tokens = long_history(&app).await;
     let claims = app.app.tokens.verify_refresh(&tokens.refresh, app.clock.now()).claims.unwrap();
     let login = new_session(&app, "cust@example.com").await;
+    let ending = Ending::new(&app.app.revocations);
     let (user, session, now) = (UserId(1), SessionId(tokens.session()), app.clock.now());
     assert_cheap(&app, async |connection| {
         assert_eq!(db::sessions::list_live(connection, user, None, 101, now).await.unwrap().len(), 1);
@@ -236,15 +239,15 @@ async fn what_was_used_or_has_ended_costs_nothing(pool: PgPool) {
     .await;
     assert_cheap(&app, async |connection| {
         let reason = EndReason::ByAdmin;
-        assert_eq!(db::sign_out::end_all(connection, user, Except::Nothing, reason, now).await.unwrap(), 1);
+        assert_eq!(db::sign_out::end_all(connection, &ending, user, Except::Nothing, reason, now).await.unwrap(), 1);
     })
     .await;
     assert_cheap(&app, async |connection| {
-        assert!(db::sign_out::end_one(connection, user, session, EndReason::Logout, now).await.unwrap());
+        assert!(db::sign_out::end_one(connection, &ending, user, session, EndReason::Logout, now).await.unwrap());
     })
     .await;
     assert_cheap(&app, async |connection| {
-        assert_eq!(db::sign_out::log_out(connection, &claims, now).await.unwrap(), Some(user));
+        assert_eq!(db::sign_out::log_out(connection, &ending, &claims, now).await.unwrap(), Some(user));
     })
     .await;
     assert_cheap(&app, async |connection| {

@@ -54,6 +54,11 @@ impl Forwarder {
         self.set(State::Cut).await;
     }
 
+    /// Keeps all connections and carries no answer, as a line that a firewall has dropped.
+    pub(crate) async fn freeze(&self) {
+        self.set(State::Deaf).await;
+    }
+
     pub(crate) async fn mend(&self) {
         self.set(State::Whole).await;
     }

@@ -1,0 +1,265 @@
+//! The sessions that ended lately: in memory, and how they are read.
+//!
+//! An access token is good until it expires, so a session that ended is remembered for that long. Others end sessions, too,
+//! so the table is read again and again (`service::revocations`).
+//!
+//! Why no end is missed. `sessions.ended_xid` is the transaction that ended the session; a trigger sets it. A reading returns
+//! its snapshot, and the next one asks for the sessions whose transaction that snapshot did not see, and its own does.
+//! PostgreSQL decides by the same snapshot which rows a statement sees. So each end is in exactly one reading: in the first
+//! that begins after its commit, however long the transaction was open, and whatever any clock says. Numbers of
+//! transactions mean something on one run of one server only (after a crash or a failover they can be used again), so a
+//! [`Mark`] names the run, and on another one everything is read anew.
+
+use std::collections::HashSet;
+use std::mem;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+
+use crate::domain::ids::SessionId;
+
+/// How many sessions are added under one lock, so that no request waits for a long list.
+const CHUNK: usize = 1024;
+
+/// The sessions that ended lately. Cheap to clone; all clones are one list.
+#[derive(Clone, Debug)]
+pub struct Revocations(Arc<RwLock<List>>);
+
+/// Two sets: whenever the newer one is as old as a session must be remembered, it takes the place of the older one. So an
+/// entry needs no time of its own, and memory is given back at once.
+#[derive(Debug)]
+struct List {
+    newer: HashSet<SessionId>,
+    older: HashSet<SessionId>,
+    /// When `newer` was begun.
+    begun: Instant,
+    lifetime: Duration,
+    /// When the last reading began, or else this list.
+    read: Instant,
+    /// Whether there was a reading.
+    complete: bool,
+}
+
+impl List {
+    fn rotate(&mut self) {
+        if self.begun.elapsed() > self.lifetime {
+            self.older = mem::take(&mut self.newer);
+            self.begun = Instant::now();
+        }
+    }
+}
+
+impl Default for Revocations {
+    /// Of a command, which decides about no token; the replicas read what it has done.
+    fn default() -> Self {
+        Self::new(Duration::ZERO)
+    }
+}
+
+impl Revocations {
+    /// An empty list, whose entries are remembered for `lifetime` at least.
+    #[must_use]
+    pub fn new(lifetime: Duration) -> Self {
+        let now = Instant::now();
+        let (newer, older) = (HashSet::new(), HashSet::new());
+        Self(Arc::new(RwLock::new(List { newer, older, begun: now, lifetime, read: now, complete: false })))
+    }
+
+    /// Whether the session is known to have ended.
+    #[must_use]
+    pub fn contains(&self, id: SessionId) -> bool {
+        let list = self.list();
+        list.newer.contains(&id) || list.older.contains(&id)
+    }
+
+    /// Adds sessions that have ended. Their end must be committed: nothing takes them out again.
+    pub fn add(&self, ended: &[SessionId]) {
+        for chunk in ended.chunks(CHUNK) {
+            self.list_mut().newer.extend(chunk);
+        }
+    }
+
+    /// Adds what a reading found that began at `began`.
+    pub fn add_read(&self, ended: &[SessionId], began: Instant) {
+        self.add(ended);
+        let mut list = self.list_mut();
+        list.rotate();
+        (list.read, list.complete) = (began, true);
+    }
+
+    /// How old the list is: for so long, sessions that ended elsewhere may be missing.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.list().read.elapsed()
+    }
+
+    /// The same, or `None` before the first reading.
+    #[must_use]
+    pub fn age_if_complete(&self) -> Option<Duration> {
+        let list = self.list();
+        list.complete.then(|| list.read.elapsed())
+    }
+
+    #[must_use]
+    pub fn len(&self) -> usize {
+        let list = self.list();
+        list.newer.len() + list.older.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn list(&self) -> RwLockReadGuard<'_, List> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn list_mut(&self) -> RwLockWriteGuard<'_, List> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The sessions that a write ends. Whatever ends sessions (`db::sign_out`) asks for one, so that this replica refuses them
+/// before it answers, and does not wait for the next reading.
+#[derive(Debug)]
+pub struct Ending {
+    revocations: Revocations,
+    /// Of all attempts at the write: where one was committed unnoticed, the next one finds nothing to end.
+    ended: Mutex<Vec<SessionId>>,
+}
+
+impl Ending {
+    #[must_use]
+    pub fn new(revocations: &Revocations) -> Self {
+        Self { revocations: revocations.clone(), ended: Mutex::default() }
+    }
+
+    pub fn add(&self, ended: &[SessionId]) {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner).extend(ended);
+    }
+
+    /// The write is committed, in whichever attempt.
+    pub fn committed(&self) {
+        self.revocations.add(&mem::take(&mut *self.ended.lock().unwrap_or_else(PoisonError::into_inner)));
+    }
+}
+
+/// Up to where the table was read.
+#[derive(Clone, Debug)]
+pub struct Mark {
+    /// The run of the server: when it was started.
+    server: String,
+    snapshot: String,
+}
+
+/// What a reading found.
+#[derive(Debug)]
+pub struct Reading {
+    pub ended: Vec<SessionId>,
+    pub mark: Mark,
+}
+
+/// A row of both statements.
+struct Row {
+    server: String,
+    snapshot: String,
+    standby: bool,
+    ended: Vec<SessionId>,
+}
+
+impl Row {
+    /// A standby may be far behind.
+    fn reading(self) -> sqlx::Result<Reading> {
+        if self.standby {
+            return Err(sqlx::Error::Protocol("the database is a standby".to_owned()));
+        }
+        Ok(Reading { ended: self.ended, mark: Mark { server: self.server, snapshot: self.snapshot } })
+    }
+}
+
+/// Reads which sessions ended after `since`, and which lost their user and did not end yet.
+pub async fn read_all(connection: &mut PgConnection, since: DateTime<Utc>) -> sqlx::Result<Reading> {
+    let row = sqlx::query_as!(
+        Row,
+        r#"
+        SELECT
+            pg_postmaster_start_time()::text AS "server!",
+            pg_current_snapshot()::text AS "snapshot!",
+            pg_is_in_recovery() AS "standby!",
+            ARRAY(
+                SELECT id FROM sessions WHERE ended_at > $1 AND end_reason <> 'expired'
+                UNION ALL SELECT id FROM sessions WHERE user_id IS NULL AND ended_at IS NULL
+            ) AS "ended!: Vec<SessionId>"
+        "#,
+        since.naive_utc(),
+    );
+    row.fetch_one(connection).await?.reading()
+}
+
+/// Reads which sessions ended since a reading; `None` where that was on another run of the server.
+pub async fn read_since(connection: &mut PgConnection, mark: &Mark) -> sqlx::Result<Option<Reading>> {
+    let row = sqlx::query_as!(
+        Row,
+        r#"
+        SELECT
+            pg_postmaster_start_time()::text AS "server!",
+            pg_current_snapshot()::text AS "snapshot!",
+            pg_is_in_recovery() AS "standby!",
+            ARRAY(
+                SELECT id FROM sessions
+                WHERE ended_xid >= pg_snapshot_xmin($1::text::pg_snapshot)
+                  AND ended_xid < pg_snapshot_xmax(pg_current_snapshot())
+                  AND NOT pg_visible_in_snapshot(ended_xid, $1::text::pg_snapshot)
+            ) AS "ended!: Vec<SessionId>"
+        "#,
+        mark.snapshot,
+    );
+    let reading = row.fetch_one(connection).await?.reading()?;
+    Ok(Some(reading).filter(|reading| reading.mark.server == mark.server))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_is_remembered_for_its_lifetime_and_not_for_ever() {
+        let revocations = Revocations::new(Duration::from_secs(100));
+        let age = |seconds| revocations.list_mut().begun -= Duration::from_secs(seconds);
+        let (first, second) = (SessionId::generate(), SessionId::generate());
+        revocations.add(&[first]);
+        let read = |ended: &[SessionId]| revocations.add_read(ended, Instant::now());
+        age(101);
+        read(&[second]);
+        assert!(revocations.contains(first) && revocations.contains(second));
+        age(99);
+        read(&[]);
+        assert!(revocations.contains(first) && revocations.contains(second));
+        age(2);
+        read(&[]);
+        assert_eq!(revocations.len(), 0);
+    }
+
+    #[test]
+    fn only_a_reading_completes_the_list() {
+        let revocations = Revocations::new(Duration::from_secs(1));
+        revocations.add(&[SessionId::generate()]);
+        assert_eq!(revocations.age_if_complete(), None);
+        revocations.add_read(&[], Instant::now());
+        assert!(revocations.age_if_complete().is_some());
+    }
+
+    #[test]
+    fn what_was_not_committed_is_not_revoked() {
+        let revocations = Revocations::new(Duration::from_secs(1));
+        let (undone, done) = (SessionId::generate(), SessionId::generate());
+        Ending::new(&revocations).add(&[undone]);
+        let ending = Ending::new(&revocations);
+        ending.add(&[done]);
+        ending.committed();
+        assert!(revocations.contains(done) && !revocations.contains(undone));
+    }
+}

@@ -1,0 +1,83 @@
+//! Keeps the list of ended sessions up to date, so that a session that was ended anywhere is refused here within a second.
+//!
+//! A reading begins four times a second, on a connection of its own, which waits for no pool. One that fails or takes too
+//! long costs the connection; the next one opens another. Meanwhile the list gets older, and `service::verify` says what
+//! follows from that.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use chrono::TimeDelta;
+use sqlx::{Connection as _, PgConnection};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use super::verify::MAX_AGE;
+use crate::app::App;
+pub use crate::db::revocations::Revocations;
+use crate::db::revocations::{self, Mark};
+use crate::error::Error;
+
+const INTERVAL: Duration = Duration::from_millis(250);
+/// A line that carries nothing any more is given up after this long, so that another one is there within a second.
+const READ_TIMEOUT: Duration = Duration::from_millis(400);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// For reading everything, when there is no list yet or the server is another one.
+const READ_ALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Reads for ever.
+pub async fn follow(app: App, mut feed: Feed) {
+    let mut reported = false;
+    let mut ticks = interval(INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let outcome = feed.read(&app).await;
+        let outdated = app.revocations.age() > MAX_AGE;
+        if let Err(error) = &outcome {
+            tracing::debug!(%error, "could not read which sessions have ended");
+            if outdated && !reported {
+                tracing::warn!(%error, "it is not known which sessions have ended elsewhere");
+            }
+        } else if reported {
+            tracing::info!("it is known again which sessions have ended elsewhere");
+        }
+        reported = outdated;
+    }
+}
+
+/// The connection, and up to where it has read.
+#[derive(Debug, Default)]
+pub struct Feed {
+    connection: Option<PgConnection>,
+    mark: Option<Mark>,
+}
+
+impl Feed {
+    /// Reads what has ended since the last time, or everything that matters.
+    pub async fn read(&mut self, app: &App) -> Result<(), Error> {
+        // Not there again if anything fails or takes too long.
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => within(CONNECT_TIMEOUT, PgConnection::connect_with(&app.db.connect_options())).await?,
+        };
+        let mut began = Instant::now();
+        let mut reading = None;
+        if let Some(mark) = &self.mark {
+            reading = within(READ_TIMEOUT, revocations::read_since(&mut connection, mark)).await?;
+        }
+        let reading = if let Some(reading) = reading {
+            reading
+        } else {
+            began = Instant::now();
+            let since = app.clock.now() - TimeDelta::from_std(app.config.revocation_lifetime()).unwrap_or_default();
+            within(READ_ALL_TIMEOUT, revocations::read_all(&mut connection, since)).await?
+        };
+        app.revocations.add_read(&reading.ended, began);
+        (self.connection, self.mark) = (Some(connection), Some(reading.mark));
+        Ok(())
+    }
+}
+
+async fn within<T>(limit: Duration, work: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+    timeout(limit, work).await.unwrap_or_else(|_elapsed| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
+}
