@@ -18,6 +18,7 @@ mod http;
 mod outage;
 mod report;
 mod requests;
+mod revoke;
 mod seed;
 mod start;
 mod stats;
@@ -100,6 +101,20 @@ enum Command {
         #[command(flatten)]
         load: Load,
     },
+    /// Access tokens, as a gateway asks about them
+    Verify {
+        #[arg(long, env = "JWT_SECRET", hide_env_values = true)]
+        secret: String,
+        #[command(flatten)]
+        load: Load,
+    },
+    /// How long an ended session is accepted
+    Revoke(revoke::Revoke),
+    /// A line to the database; prints its port
+    Line {
+        #[arg(long, env = "POSTGRES_DSN", hide_env_values = true)]
+        dsn: String,
+    },
     /// One path again and again
     Get {
         path: String,
@@ -179,6 +194,9 @@ fn run(command: Command) -> Outcome<ExitCode> {
             let store = dsn.zip(secret).filter(|_| admin).map(|(dsn, secret)| Store { dsn, secret });
             runtime.block_on(requests::get(&load, &path, store.as_ref()))?;
         }
+        Command::Verify { secret, load } => runtime.block_on(requests::verify(&load, &secret))?,
+        Command::Revoke(revoke) => return runtime.block_on(revoke.run()),
+        Command::Line { dsn } => return runtime.block_on(revoke::line(&dsn)),
         Command::Outage(outage) => return runtime.block_on(outage.run()),
         Command::Flood(flood) => return runtime.block_on(flood.run()),
         Command::RawArgon2 { threads, seconds } => {

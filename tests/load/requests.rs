@@ -10,6 +10,9 @@ use crate::http::{self, Client};
 use crate::stats::{self, Samples, Window};
 use crate::{Load, Outcome, Store, seed};
 
+/// Different access tokens that are verified.
+const TOKENS: usize = 5000;
+
 /// Runs one closed loop per connection and reports them together. `request` is given the number of the connection and
 /// of the request.
 async fn measure(
@@ -88,6 +91,20 @@ pub(crate) async fn register(load: &Load) -> Outcome<()> {
     measure("register", load, 201, move |connection, number| {
         let email = format!("{run}-{connection}-{number}@example.com");
         http::post("/auth/register", &json!({ "email": email, "password": seed::PASSWORD }).to_string())
+    })
+    .await
+}
+
+/// Many tokens, each good, of as many sessions.
+pub(crate) async fn verify(load: &Load, secret: &str) -> Outcome<()> {
+    let tokens = (0..TOKENS).map(|number| {
+        let token = seed::access_token(secret, &format!("cust-{number}@example.com"), Uuid::now_v7())?;
+        Ok(http::get("/auth/verify", Some(&token)))
+    });
+    let requests: Vec<Vec<u8>> = tokens.collect::<Outcome<_>>()?;
+    measure("verify", load, 200, move |connection, number| {
+        let number = usize::try_from(number).unwrap_or_default();
+        requests[(connection * 101 + number) % TOKENS].clone()
     })
     .await
 }
