@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 
 use clap::{Subcommand, ValueEnum};
 use secrecy::ExposeSecret;
+use serde_json::json;
 
 use super::CliError;
-use super::output::{print, print_row};
-use crate::config::{Given, KeySettings};
+use super::output::{print, print_json, print_row};
+use crate::config::{Given, KeyFile, KeySettings};
 use crate::domain::keys::{self, KeyAlgorithm, TokenKey};
 
 #[derive(Subcommand)]
@@ -26,6 +27,9 @@ pub(super) enum KeyCommand {
     },
     /// List the keys of access tokens: id, algorithm, what it does, file
     List {
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         keys: Given<KeySettings>,
     },
@@ -49,7 +53,7 @@ impl From<AlgorithmName> for KeyAlgorithm {
 pub(super) fn run(command: KeyCommand) -> Result<(), CliError> {
     match command {
         KeyCommand::Generate { algorithm, out } => generate(algorithm.into(), &out),
-        KeyCommand::List { keys } => list(&keys.resolve()?),
+        KeyCommand::List { json, keys } => list(&keys.resolve()?, json),
     }
 }
 
@@ -62,9 +66,17 @@ fn generate(algorithm: KeyAlgorithm, path: &Path) -> Result<(), CliError> {
     print(&format!("{}: {} key {}", path.display(), key.algorithm(), key.kid()))
 }
 
-fn list(keys: &KeySettings) -> Result<(), CliError> {
+fn list(keys: &KeySettings, json: bool) -> Result<(), CliError> {
     let signing = keys.signing.iter().map(|file| (file, "signs, verifies"));
-    for (file, does) in signing.chain(keys.verifying.iter().map(|file| (file, "verifies"))) {
+    let all = signing.chain(keys.verifying.iter().map(|file| (file, "verifies")));
+    if json {
+        let described = |(file, does): (&KeyFile, &str)| {
+            let key = &file.key;
+            json!({"kid": key.kid(), "algorithm": key.algorithm(), "signs": does != "verifies", "path": file.path})
+        };
+        return print_json(&all.map(described).collect::<Vec<_>>());
+    }
+    for (file, does) in all {
         print_row(&[file.key.kid(), file.key.algorithm(), does, &file.path])?;
     }
     if keys.signing.is_none() { print("the secret signs access tokens") } else { Ok(()) }

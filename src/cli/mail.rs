@@ -2,9 +2,10 @@
 
 use chrono::{DateTime, Utc};
 use clap::Subcommand;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::output::{print, print_row};
+use super::output::{print, print_json, print_row};
 use super::{CliError, begin};
 use crate::clock::Clock;
 use crate::config::{DatabaseSettings, Given};
@@ -16,6 +17,9 @@ use crate::service::mail::{self, Unsent};
 pub(super) enum MailCommand {
     /// List the mails that wait to be sent, and those that were given up
     List {
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         database: Given<DatabaseSettings>,
     },
@@ -39,16 +43,24 @@ pub(super) enum MailCommand {
 
 pub(super) async fn run(command: MailCommand) -> Result<(), CliError> {
     match command {
-        MailCommand::List { database } => {
+        MailCommand::List { json, database } => {
             let db = begin(&database)?;
-            print_row(&["id", "template", "asked for", "state", "attempts", "address", "last error"])?;
+            let mut listed = Vec::new();
+            if !json {
+                print_row(&["id", "template", "asked for", "state", "attempts", "address", "last error"])?;
+            }
             let mut after = Uuid::nil();
             loop {
                 let page = mail::list_unsent(&db, after, PageSize::MAX).await?;
-                page.entries.iter().try_for_each(print_mail)?;
-                let Some(last) = page.next_after() else { return Ok(()) };
+                if json {
+                    listed.extend(page.entries.iter().map(described));
+                } else {
+                    page.entries.iter().try_for_each(print_mail)?;
+                }
+                let Some(last) = page.next_after() else { break };
                 after = last.id;
             }
+            if json { print_json(&listed) } else { Ok(()) }
         }
         MailCommand::Retry { id, database } => {
             let retried = mail::retry(&begin(&database)?, Actor::CommandLine, id, Clock::system().now()).await?;
@@ -59,6 +71,14 @@ pub(super) async fn run(command: MailCommand) -> Result<(), CliError> {
             print(&format!("{deleted} mails deleted"))
         }
     }
+}
+
+fn described(mail: &Unsent) -> Value {
+    json!({
+        "id": mail.id, "template": mail.template, "created_at": mail.created_at, "due_at": mail.due_at,
+        "is_being_sent": mail.is_being_sent, "attempts": mail.attempts, "email": mail.email,
+        "last_error": mail.last_error,
+    })
 }
 
 fn print_mail(mail: &Unsent) -> Result<(), CliError> {

@@ -26,7 +26,7 @@ use crate::service::users::User;
 use crate::{app, http, service, telemetry};
 use keys::KeyCommand;
 use mail::MailCommand;
-use output::{print, print_error, print_text};
+use output::{print, print_error, print_json, print_text};
 use sessions::SessionCommand;
 use users::UserCommand;
 
@@ -53,6 +53,9 @@ enum Command {
         /// Only list them
         #[arg(long)]
         dry_run: bool,
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         database: Given<DatabaseSettings>,
     },
@@ -157,8 +160,8 @@ fn refuse_secrets_on_the_command_line(command: &clap::Command, matches: &ArgMatc
 async fn execute(command: Command) -> Result<ExitCode, CliError> {
     match command {
         Command::Serve { no_migrate, settings } => serve::run(&settings, no_migrate).await?,
-        Command::Migrate { dry_run, database } => tokio::select! {
-            outcome = migrate(&database, dry_run) => outcome?,
+        Command::Migrate { dry_run, json, database } => tokio::select! {
+            outcome = migrate(&database, dry_run, json) => outcome?,
             () = serve::shutdown_signal()? => return Err(CliError::Failed("interrupted: a migration that was not finished has left nothing".to_owned())),
         },
         Command::User(command) => users::run(command).await?,
@@ -173,13 +176,16 @@ async fn execute(command: Command) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn migrate(database: &Given<DatabaseSettings>, dry_run: bool) -> Result<(), CliError> {
+async fn migrate(database: &Given<DatabaseSettings>, dry_run: bool, json: bool) -> Result<(), CliError> {
     let options = database.resolve()?.postgres_dsn.options;
     let (migrations, done) = if dry_run {
         (service::migrate::pending(&options).await?, "would apply")
     } else {
         (service::migrate::migrate(&options).await?, "applied")
     };
+    if json {
+        return print_json(&migrations);
+    }
     if migrations.is_empty() {
         return print("nothing to do: the schema is up to date");
     }

@@ -1,6 +1,7 @@
 //! What a command prints. Texts that clients may have chosen (addresses, roles, user agents) are escaped: a control
 //! or bidirectional character in one of them would change what the operator sees.
 
+use std::fmt::Write as _;
 use std::io::Write;
 
 use super::CliError;
@@ -22,6 +23,23 @@ pub(super) fn print(line: &str) -> Result<(), CliError> {
 /// Prints one line of a table, with tabs between its cells.
 pub(super) fn print_row(cells: &[&str]) -> Result<(), CliError> {
     print_text(&cells.iter().map(|cell| escape(cell)).collect::<Vec<_>>().join("\t"))
+}
+
+/// Prints a value as JSON. What could change the rest of the terminal is escaped there, too.
+pub(super) fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> {
+    let text = serde_json::to_string_pretty(value).map_err(std::io::Error::from)?;
+    let is_safe = |c: char| c == '\n' || c == ' ' || c.is_ascii_graphic() || c.is_alphanumeric();
+    let mut escaped = String::new();
+    for c in text.chars() {
+        if is_safe(c) {
+            escaped.push(c);
+            continue;
+        }
+        for unit in c.encode_utf16(&mut [0; 2]) {
+            let _ = write!(escaped, "\\u{unit:04x}");
+        }
+    }
+    print_text(&escaped)
 }
 
 /// Prints an error, a line at a time.

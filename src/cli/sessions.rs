@@ -2,12 +2,14 @@
 
 use chrono::{DateTime, Utc};
 use clap::Subcommand;
+use serde_json::{Value, json};
 
-use super::output::{print, print_row};
+use super::output::{print, print_json, print_row};
 use super::{CliError, Who, begin};
 use crate::clock::Clock;
 use crate::domain::ids::SessionId;
 use crate::domain::page::PageSize;
+use crate::domain::session::EndReason;
 use crate::service::audit::Actor;
 use crate::service::revocations::Revocations;
 use crate::service::sessions::{self, Session};
@@ -18,6 +20,9 @@ pub(super) enum SessionCommand {
     List {
         #[command(flatten)]
         who: Who,
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
     },
     /// End one session of a user, or all
     End {
@@ -32,17 +37,25 @@ pub(super) enum SessionCommand {
 pub(super) async fn run(command: SessionCommand) -> Result<(), CliError> {
     let now = Clock::system().now();
     match command {
-        SessionCommand::List { who } => {
+        SessionCommand::List { who, json } => {
             let db = begin(&who.database)?;
             let user = who.find(&db).await?;
-            print_row(&["id", "opened", "last seen", "state", "address", "user agent"])?;
+            let mut listed = Vec::new();
+            if !json {
+                print_row(&["id", "opened", "last seen", "state", "address", "user agent"])?;
+            }
             let mut after = None;
             loop {
                 let page = sessions::list_all(&db, user.id, after, PageSize::MAX).await?;
-                page.entries.iter().try_for_each(print_session)?;
-                let Some(last) = page.next_after() else { return Ok(()) };
+                if json {
+                    listed.extend(page.entries.iter().map(described));
+                } else {
+                    page.entries.iter().try_for_each(print_session)?;
+                }
+                let Some(last) = page.next_after() else { break };
                 after = Some(last.id);
             }
+            if json { print_json(&listed) } else { Ok(()) }
         }
         SessionCommand::End { who, id } => {
             let db = begin(&who.database)?;
@@ -53,6 +66,16 @@ pub(super) async fn run(command: SessionCommand) -> Result<(), CliError> {
             print(&format!("{ended} sessions of user {} ended", user.id))
         }
     }
+}
+
+/// As the routes show one, and with its end.
+fn described(session: &Session) -> Value {
+    json!({
+        "id": session.id.0, "created_at": session.created_at, "last_seen_at": session.last_seen_at,
+        "ended_at": session.ended.map(|(at, _)| at),
+        "end_reason": session.ended.and_then(|(_, reason)| reason).map(EndReason::as_str),
+        "ip": session.ip, "user_agent": session.user_agent,
+    })
 }
 
 fn print_session(session: &Session) -> Result<(), CliError> {

@@ -3,9 +3,10 @@
 use std::io::{IsTerminal, Read};
 
 use clap::Subcommand;
+use serde_json::json;
 use sqlx::PgPool;
 
-use super::output::{print, print_row};
+use super::output::{print, print_json, print_row};
 use super::{CliError, Who, begin, email, role};
 use crate::clock::Clock;
 use crate::config::{DatabaseSettings, Given, PasswordSettings, without_byte_order_mark};
@@ -34,6 +35,9 @@ pub(super) enum UserCommand {
     },
     /// List all users: id, role, e-mail
     List {
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         database: Given<DatabaseSettings>,
     },
@@ -81,7 +85,7 @@ pub(super) async fn run(command: UserCommand) -> Result<(), CliError> {
                 Err(error) => Err(error.into()),
             }
         }
-        UserCommand::List { database } => list(&begin(&database)?).await,
+        UserCommand::List { json, database } => list(&begin(&database)?, json).await,
         UserCommand::SetRole { who, role: name } => {
             let role = role(&name)?;
             let db = begin(&who.database)?;
@@ -115,16 +119,22 @@ fn locale(tag: &str) -> Result<Locale, String> {
     Locale::from_tag(tag).ok_or_else(|| format!("there are no texts in '{tag}'"))
 }
 
-async fn list(db: &PgPool) -> Result<(), CliError> {
+async fn list(db: &PgPool, json: bool) -> Result<(), CliError> {
+    let mut listed = Vec::new();
     let mut after = UserId(i64::MIN);
     loop {
         let page = users::list(db, after, PageSize::MAX, None).await?;
         for user in &page.entries {
+            if json {
+                listed.push(json!({"id": user.id.0, "role": user.role.as_str(), "email": user.email}));
+                continue;
+            }
             print_row(&[&user.id.to_string(), user.role.as_str(), &user.email])?;
         }
-        let Some(last) = page.next_after() else { return Ok(()) };
+        let Some(last) = page.next_after() else { break };
         after = last.id;
     }
+    if json { print_json(&listed) } else { Ok(()) }
 }
 
 /// Reads a password and hashes it right here: a command has no queue.

@@ -1,5 +1,6 @@
 //! Which migrations are pending, and running them.
 
+use serde::Serialize;
 use sqlx::migrate::Migrate;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
@@ -8,7 +9,7 @@ use super::schema::{SchemaError, in_our_schema};
 use super::{MIGRATOR, adoption};
 
 /// A migration that has not been applied yet.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Pending {
     pub version: i64,
     pub description: String,

@@ -119,6 +119,36 @@ async fn user_list_has_a_line_for_each_user() {
 }
 
 #[tokio::test]
+async fn every_list_is_there_as_json() {
+    let scene = Scene(Database::create().await);
+    let listed = |arguments: &[&str]| {
+        let ran = scene.run(arguments, "");
+        assert_eq!(ran.code, 0, "{}", ran.complaint);
+        serde_json::from_str::<Value>(&ran.output).unwrap_or_else(|error| panic!("{error}: {}", ran.output))
+    };
+    assert_eq!(listed(&["migrate", "--dry-run", "--json"])[0]["version"], 20_260_110_090_000_i64);
+    listed(&["migrate", "--json"]);
+    assert_eq!(listed(&["migrate", "--dry-run", "--json"]), json!([]));
+    assert_eq!(listed(&["user", "list", "--json"]), json!([]));
+    scene.create("cust@example.com", "customer");
+    assert_eq!(
+        listed(&["user", "list", "--json"]),
+        json!([{"id": 1, "role": "customer", "email": "cust@example.com"}])
+    );
+    open_session(&scene).await;
+    let sessions = scene.run(&["session", "list", "--email", "cust@example.com", "--json"], "");
+    assert!(!sessions.output.contains(['\u{1b}', '\u{202e}']), "{}", sessions.output);
+    assert_eq!(
+        listed(&["session", "list", "--email", "cust@example.com", "--json"]),
+        json!([{
+            "id": "019b0000-0000-7000-8000-000000000001", "created_at": "2025-08-23T14:23:55Z",
+            "last_seen_at": "2025-08-24T14:23:55Z", "ended_at": null, "end_reason": null, "ip": "203.0.113.9",
+            "user_agent": "Phone\u{1b}[2J\u{202e}/1",
+        }])
+    );
+}
+
+#[tokio::test]
 async fn user_set_role_changes_the_role() {
     let scene = Scene::new().await;
     scene.create("cust@example.com", "customer");
