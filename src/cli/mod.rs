@@ -85,6 +85,10 @@ enum Command {
         #[command(flatten)]
         listen: Given<ListenSettings>,
     },
+    /// Print a script that completes the commands and flags of `auth` in a shell
+    Completions {
+        shell: clap_complete::Shell,
+    },
     /// Print the effective settings, secrets masked
     Config {
         #[command(flatten)]
@@ -171,6 +175,7 @@ async fn execute(command: Command) -> Result<ExitCode, CliError> {
         Command::Cleanup { history, database } => clean_up(&database, &history).await?,
         Command::Openapi => print_text(&http::openapi().to_pretty_json().unwrap_or_default())?,
         Command::Health { listen } => return Ok(health(listen.resolve()?.listen_addr).await),
+        Command::Completions { shell } => complete(shell)?,
         Command::Config { settings } => print_text(settings.effective()?.trim_end())?,
     }
     Ok(ExitCode::SUCCESS)
@@ -211,6 +216,12 @@ async fn clean_up(database: &Given<DatabaseSettings>, history: &Given<HistorySet
 fn begin(database: &Given<DatabaseSettings>) -> Result<PgPool, CliError> {
     telemetry::init_on_stderr();
     Ok(app::command_pool(&database.resolve()?))
+}
+
+fn complete(shell: clap_complete::Shell) -> Result<(), CliError> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "auth", &mut script);
+    print_text(String::from_utf8_lossy(&script).trim_end())
 }
 
 fn email(text: &str) -> Result<Email, CliError> {

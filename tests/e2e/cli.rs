@@ -148,6 +148,15 @@ async fn every_list_is_there_as_json() {
     );
 }
 
+#[test]
+fn completions_are_there_for_the_usual_shells() {
+    for shell in ["bash", "zsh", "fish"] {
+        let (code, output, complaint) = finish(auth().args(["completions", shell]), "", Duration::from_secs(30));
+        assert_eq!((code, complaint.as_str()), (0, ""));
+        assert!(output.contains("set-password"), "{shell}: {output}");
+    }
+}
+
 #[tokio::test]
 async fn user_set_role_changes_the_role() {
     let scene = Scene::new().await;
