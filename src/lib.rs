@@ -4,7 +4,7 @@
 //! main      -> cli
 //! cli       -> app clock config domain error http mail passwords service telemetry
 //! http      -> app config domain error metrics service traces
-//! service   -> app config db domain error mail passwords
+//! service   -> app clock config db domain error mail passwords
 //! app       -> clock coalesce config db domain error metrics passwords
 //! mail      -> config domain
 //! telemetry -> config traces

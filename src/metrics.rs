@@ -41,6 +41,7 @@ pub struct Metrics {
     pub revocation_entries: IntGauge,
     pub connections: IntGauge,
     pub connections_refused: IntCounter,
+    pub forwarded_for_ignored: IntCounter,
 }
 
 impl Metrics {
@@ -102,6 +103,10 @@ impl Metrics {
                 "Ended sessions whose access tokens are refused from memory.",
             ),
             connections: gauge("auth_http_connections", "Client connections that are open."),
+            forwarded_for_ignored: counter(
+                "auth_forwarded_for_ignored_total",
+                "Requests with X-Forwarded-For from a sender that is no trusted proxy.",
+            ),
             connections_refused: counter(
                 "auth_http_connections_refused_total",
                 "Client connections closed because there was no place, or none for their peer.",

@@ -1,5 +1,6 @@
 //! The commands. The only place that prints, and that knows exit codes. Commands ask the services, as HTTP does.
 
+mod doctor;
 mod keys;
 mod mail;
 mod output;
@@ -85,10 +86,16 @@ enum Command {
         #[command(flatten)]
         listen: Given<ListenSettings>,
     },
-    /// Print a script that completes the commands and flags of `auth` in a shell
-    Completions {
-        shell: clap_complete::Shell,
+    /// Look for what is wrong with this installation, and say what to do; changes nothing
+    Doctor {
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        settings: Box<Given<Config>>,
     },
+    /// Print a script that completes the commands and flags of `auth` in a shell
+    Completions { shell: clap_complete::Shell },
     /// Print the effective settings, secrets masked
     Config {
         #[command(flatten)]
@@ -174,7 +181,8 @@ async fn execute(command: Command) -> Result<ExitCode, CliError> {
         Command::Key(command) => keys::run(command)?,
         Command::Cleanup { history, database } => clean_up(&database, &history).await?,
         Command::Openapi => print_text(&http::openapi().to_pretty_json().unwrap_or_default())?,
-        Command::Health { listen } => return Ok(health(listen.resolve()?.listen_addr).await),
+        Command::Health { listen } => return Ok(health(listen.resolve()?.local_address()).await),
+        Command::Doctor { json, settings } => return doctor::run(&settings, json).await,
         Command::Completions { shell } => complete(shell)?,
         Command::Config { settings } => print_text(settings.effective()?.trim_end())?,
     }

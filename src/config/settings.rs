@@ -3,7 +3,7 @@
 //!
 //! `env` alone names the variable after the field.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use chrono::TimeDelta;
@@ -295,6 +295,18 @@ impl Settings for Config {
             .filter_map(|(name, secret)| secret::problem(name, secret.expose_secret(), self.jwt_algorithm))
             .chain(problems)
             .collect()
+    }
+}
+
+impl ListenSettings {
+    /// Where the service is reached from this machine.
+    pub fn local_address(&self) -> SocketAddr {
+        let mut address = self.listen_addr;
+        if address.ip().is_unspecified() {
+            let loopback = if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+            address.set_ip(loopback);
+        }
+        address
     }
 }
 

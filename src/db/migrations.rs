@@ -67,12 +67,23 @@ pub async fn pending(connection: &mut PgConnection) -> Result<Vec<Pending>, Sche
     Ok(pending)
 }
 
-async fn not_applied(connection: &mut PgConnection) -> Result<Vec<Pending>, SchemaError> {
-    let mut applied = Vec::new();
-    if in_our_schema(connection, &MIGRATOR.table_name).await? {
-        let versions = sqlx::query_scalar!("SELECT version FROM _sqlx_migrations_auth WHERE success");
-        applied = versions.fetch_all(connection).await?;
+/// Versions that have been applied and are not known here: those of a newer version of the service.
+pub async fn unknown(connection: &mut PgConnection) -> Result<Vec<i64>, SchemaError> {
+    let mut versions = applied(connection).await?;
+    versions.retain(|version| !MIGRATOR.version_exists(*version));
+    Ok(versions)
+}
+
+async fn applied(connection: &mut PgConnection) -> Result<Vec<i64>, SchemaError> {
+    if !in_our_schema(connection, &MIGRATOR.table_name).await? {
+        return Ok(Vec::new());
     }
+    let versions = sqlx::query_scalar!("SELECT version FROM _sqlx_migrations_auth WHERE success");
+    Ok(versions.fetch_all(connection).await?)
+}
+
+async fn not_applied(connection: &mut PgConnection) -> Result<Vec<Pending>, SchemaError> {
+    let applied = applied(connection).await?;
     let pending = MIGRATOR.iter().filter(|migration| !applied.contains(&migration.version));
     Ok(pending
         .map(|migration| Pending { version: migration.version, description: migration.description.to_string() })

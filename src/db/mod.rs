@@ -14,6 +14,7 @@ mod pools;
 pub mod refresh_tokens;
 pub mod revocations;
 pub mod schema;
+pub mod server;
 pub mod sessions;
 pub mod sign_out;
 pub mod throttle;
@@ -70,6 +71,10 @@ pub(crate) async fn raise_synchronous_commit(connection: &mut PgConnection) -> s
 /// The `synchronous_commit` of a new connection, if it is less than `on`.
 pub async fn low_synchronous_commit(connection: &mut PgConnection) -> sqlx::Result<Option<String>> {
     let level = sqlx::query_scalar!(r#"SELECT current_setting('synchronous_commit') AS "level!""#);
-    let level = level.fetch_one(connection).await?;
-    Ok(Some(level).filter(|level| ["off", "local", "remote_write"].contains(&level.as_str())))
+    Ok(Some(level.fetch_one(connection).await?).filter(|level| is_low_synchronous_commit(level)))
+}
+
+/// Whether with this level a crash of the server would undo what was answered.
+pub fn is_low_synchronous_commit(level: &str) -> bool {
+    ["off", "local", "remote_write"].contains(&level)
 }

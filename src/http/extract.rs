@@ -110,6 +110,7 @@ fn client_address(parts: &Parts, app: &App) -> IpAddr {
         .collect();
     let proxies = &app.config.trusted_proxies;
     if !entries.is_empty() && proxies.distrusts(peer) {
+        app.metrics.forwarded_for_ignored.inc();
         warn_once_of_untrusted_proxy(peer);
     }
     proxies.client_address(peer, entries.iter().map(|entry| std::str::from_utf8(entry).unwrap_or_default()))

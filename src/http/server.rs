@@ -1,7 +1,7 @@
 //! The sockets: accepting up to a limit of connections, and shutting down without cutting anybody off.
 
 use std::future::Future;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -103,12 +103,8 @@ fn connection_limit(app: &App) -> usize {
     configured.min(room)
 }
 
-/// Asks the service at `address` whether it is up; one that listens everywhere is asked on loopback.
-pub async fn probe_health(mut address: SocketAddr) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    if address.ip().is_unspecified() {
-        let loopback = if address.is_ipv4() { IpAddr::from([127, 0, 0, 1]) } else { Ipv6Addr::LOCALHOST.into() };
-        address.set_ip(loopback);
-    }
+/// Asks the service at `address` whether it is up.
+pub async fn probe_health(address: SocketAddr) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let stream = TcpStream::connect(address).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);

@@ -124,6 +124,13 @@ impl Mailer {
             .map_err(|error| without_address(error, &to))
     }
 
+    /// Connects, greets, encrypts and signs in as for a mail, and sends none.
+    pub async fn check(&self) -> Result<(), SendError> {
+        let Transport::Smtp(smtp) = &self.transport else { return Ok(()) };
+        let checked = tokio::time::timeout(SEND_TIMEOUT, smtp.check()).await;
+        checked.unwrap_or_else(|_| Err(SendError::Failed(format!("no answer within {} s", SEND_TIMEOUT.as_secs()))))
+    }
+
     async fn deliver(&self, message: &Message, to: Address) -> Result<(), SendError> {
         let failed = |error: &dyn std::fmt::Display| SendError::Failed(error.to_string());
         let rendered = self.templates.render(message.content.template(), message.locale, &self.values(message));

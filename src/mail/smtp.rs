@@ -56,6 +56,13 @@ impl Smtp {
         Ok(())
     }
 
+    /// Connects and signs in.
+    pub(super) async fn check(&self) -> Result<(), SendError> {
+        let mut connection = self.connect().await.map_err(failed)?;
+        let _ = connection.quit().await;
+        Ok(())
+    }
+
     /// A connection that has taken the sender.
     async fn begin(&self, from: &Address, to: &Address) -> Result<AsyncSmtpConnection, SendError> {
         // What is beyond ASCII in an address takes a server that knows RFC 6531. Others refuse it here.

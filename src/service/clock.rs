@@ -4,14 +4,17 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 
+use sqlx::PgConnection;
+
 use crate::app::App;
+use crate::clock::Clock;
 use crate::db;
 use crate::error::Error;
 
 /// How often the clocks are compared.
 const INTERVAL: Duration = Duration::from_mins(1);
 /// A difference that somebody should know of.
-const NOTEWORTHY: TimeDelta = TimeDelta::seconds(1);
+pub(super) const NOTEWORTHY: TimeDelta = TimeDelta::seconds(1);
 
 /// Compares the clocks for ever.
 pub async fn follow(app: App) {
@@ -23,19 +26,22 @@ pub async fn follow(app: App) {
     }
 }
 
-/// Moves the clock to the database's, which is taken to have told its time in the middle of a round trip. What may be
-/// due to the round trip is left.
-pub async fn adjust(app: &App) -> Result<(), Error> {
-    let mut connection = app.db.acquire().await?;
+/// By how much the database's clock is ahead of this one, which is taken to have told its time in the middle of a round
+/// trip. What may be due to the round trip counts as nothing.
+pub async fn difference(connection: &mut PgConnection, clock: &Clock) -> sqlx::Result<TimeDelta> {
     // The first time the server has to plan the statement.
-    db::now(&mut connection).await?;
-    let before = app.clock.now();
-    let there = db::now(&mut connection).await?;
-    let half = (app.clock.now() - before) / 2;
+    db::now(connection).await?;
+    let before = clock.now();
+    let there = db::now(connection).await?;
+    let half = (clock.now() - before) / 2;
     let difference = there - (before + half);
-    if difference.abs() > half {
-        app.clock.advance(difference);
-    }
+    Ok(if difference.abs() > half { difference } else { TimeDelta::zero() })
+}
+
+/// Moves the clock to the database's.
+pub async fn adjust(app: &App) -> Result<(), Error> {
+    let difference = difference(&mut *app.db.acquire().await?, &app.clock).await?;
+    app.clock.advance(difference);
     if difference.abs() > NOTEWORTHY {
         let seconds = difference.as_seconds_f64();
         tracing::warn!(seconds, "this host's clock differed from the database's, which is followed");

@@ -5,6 +5,7 @@ pub mod bearer;
 pub mod cleanup;
 pub mod clock;
 pub mod credentials;
+pub mod doctor;
 pub mod forgot_password;
 pub mod login;
 pub mod logout;

@@ -11,6 +11,7 @@ mod configuration;
 mod consumer_keys;
 mod consumers;
 mod docs;
+mod doctor;
 #[path = "../load/forwarder.rs"]
 #[expect(dead_code, reason = "others use more of it")]
 mod forwarder;

@@ -128,6 +128,7 @@ async fn our_own_and_those_of_the_process_stand_beside_them(pool: PgPool) {
         "auth_password_queue_depth",
         "auth_password_shed_total",
         "auth_http_connections",
+        "auth_forwarded_for_ignored_total",
         "auth_http_connections_refused_total",
         "process_cpu_seconds_total",
         "process_resident_memory_bytes",

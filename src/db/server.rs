@@ -1,0 +1,56 @@
+//! What the server says of itself, and what it lets this service do. Changes nothing.
+
+use sqlx::PgConnection;
+
+/// What the server says of itself.
+#[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "four facts that do not depend on each other")]
+pub struct Server {
+    /// As in 150018 for 15.18.
+    pub version_number: i32,
+    pub version: String,
+    pub encoding: String,
+    /// Whether the server is on this machine.
+    pub is_local: bool,
+    pub uses_tls: bool,
+    pub is_read_only: bool,
+    pub synchronous_commit: String,
+    /// As many as roles without privileges may have together.
+    pub max_connections: i32,
+    /// Whether tables can be made in the first schema of the search path.
+    pub may_create: bool,
+    /// Tables of ours that may not be read or written.
+    pub closed_tables: Vec<String>,
+}
+
+/// Asks the server about itself, on a connection whose settings are the server's own.
+pub async fn describe(connection: &mut PgConnection) -> sqlx::Result<Server> {
+    sqlx::query_as!(
+        Server,
+        r#"
+        SELECT
+            current_setting('server_version_num')::int AS "version_number!",
+            current_setting('server_version') AS "version!",
+            current_setting('server_encoding') AS "encoding!",
+            coalesce(inet_server_addr() <<= '127.0.0.0/8' OR inet_server_addr() = '::1', true) AS "is_local!",
+            coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false) AS "uses_tls!",
+            current_setting('transaction_read_only')::bool AS "is_read_only!",
+            current_setting('synchronous_commit') AS "synchronous_commit!",
+            current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+                AS "max_connections!",
+            coalesce(has_schema_privilege(current_schema(), 'CREATE'), false) AS "may_create!",
+            ARRAY(
+                SELECT relname::text FROM pg_class
+                WHERE relnamespace = to_regnamespace(quote_ident(current_schema())) AND relkind IN ('r', 'p')
+                  AND relname IN ('users', 'refresh_tokens', 'sessions', 'auth_throttle')
+                  AND NOT (
+                      has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT')
+                      AND has_table_privilege(oid, 'UPDATE') AND has_table_privilege(oid, 'DELETE')
+                  )
+                ORDER BY relname
+            ) AS "closed_tables!"
+        "#
+    )
+    .fetch_one(connection)
+    .await
+}
