@@ -62,6 +62,16 @@ async fn a_session_id_that_is_none(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn an_access_token_without_a_session(pool: PgPool) {
+    let scene = Scene::new(pool).await;
+    let token = &scene.tokens.access;
+    for payload in [without_claim(token, "sid"), with_claim(token, "sid", "null")] {
+        scene.refused_as_access_token(&seal(HEADER, &payload)).await;
+    }
+    scene.unharmed().await;
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
 async fn the_session_of_somebody_else(pool: PgPool) {
     let scene = Scene::new(pool).await;
     let stranger = scene.app.customer("stranger@example.com").await;
