@@ -271,3 +271,29 @@ impl AsyncWrite for Observed<'_> {
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether the connection of a client that takes so many bytes of an answer each second lasts for ten minutes.
+    async fn lasts(bytes: usize) -> bool {
+        let activity = Activity::new(HEAD_TIMEOUT);
+        activity.begin_answer();
+        for _ in 0..600 {
+            activity.written(None);
+            if tokio::time::timeout(Duration::from_secs(1), activity.timed_out(Duration::from_mins(2))).await.is_ok() {
+                return false;
+            }
+            activity.written(Some(bytes));
+        }
+        true
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_must_be_taken_at_a_least_rate() {
+        assert!(lasts(4096).await);
+        assert!(!lasts(3500).await);
+        assert!(!lasts(1).await);
+    }
+}
