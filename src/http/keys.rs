@@ -15,7 +15,8 @@ const PUBLIC_FOR_FIVE_MINUTES: &str = "public, max-age=300";
 ///
 /// Empty where the secret signs access tokens and no other key is accepted.
 #[utoipa::path(get, path = "/auth/.well-known/jwks.json", tag = "operation",
-    responses((status = 200, description = "The keys", body = serde_json::Value),
+    responses((status = 200, description = "The keys", body = serde_json::Value,
+        content_type = "application/jwk-set+json"),
         (status = 304, description = "The keys are those of `If-None-Match`"), Unavailable))]
 pub(super) async fn jwks(State(app): State<App>, headers: HeaderMap) -> Response {
     let keys = app.tokens.published();
