@@ -74,7 +74,9 @@ fn routes() -> OpenApiRouter<App> {
 /// The OpenAPI document.
 #[must_use]
 pub fn openapi() -> utoipa::openapi::OpenApi {
-    openapi::complete(routes().merge(mail::routes()).into_openapi())
+    // The last is served with any method, which the document cannot say.
+    let documented = routes().merge(mail::routes()).routes(routes!(verify::verify));
+    openapi::complete(documented.into_openapi())
 }
 
 /// Puts routes and layers together.

@@ -27,8 +27,6 @@ To try it on this page: register a user and sign in by *Try it out*. Copy the `a
 #[derive(OpenApi)]
 #[openapi(
     info(title = "auth", description = DESCRIPTION),
-    // Taken with any method, which no macro registers.
-    paths(super::verify::verify),
     components(schemas(DetailSchema, ProblemsSchema)),
     modifiers(&Bearer),
     tags(
