@@ -16,8 +16,9 @@ pub struct MailSettings {
     /// [default: none, mail is off]
     #[arg(env, hide_env_values = true, value_name = "URL", value_parser = SmtpServer::parse)]
     pub smtp_url: Option<SmtpServer>,
-    /// Sender of the mails, such as Shop <no-reply@shop.example> [default: none; development: Shop <no-reply@shop.example>]
-    #[arg(env, default_value_if("app_env", "development", "Shop <no-reply@shop.example>"), hide_default_value = true,
+    /// Sender of the mails
+    #[arg(help = "Sender of the mails, such as Shop <no-reply@shop.example> [default: none; development: Shop <no-reply@shop.example>]",
+        env, default_value_if("app_env", "development", "Shop <no-reply@shop.example>"), hide_default_value = true,
         value_name = "ADDRESS", value_parser = MailFrom::parse)]
     pub mail_from: Option<MailFrom>,
     /// Page of the shop where a new password is chosen; the token follows as #token=... [default: none, the mail shows

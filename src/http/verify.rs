@@ -62,7 +62,7 @@ pub(super) async fn verify(
     Ok(identity(verify::verify(&app, token.as_deref(), &required)?.as_ref()))
 }
 
-/// As [`verify`], for gateways that put the client's path behind ours: its query is the client's, too, and is not ours to read.
+/// As `verify`, for gateways that put the client's path behind ours: its query is the client's, too, and is not ours to read.
 pub(super) async fn verify_path(State(app): State<App>, BearerToken(token): BearerToken) -> Result<Identity, ApiError> {
     Ok(identity(verify::verify(&app, token.as_deref(), &Requirement::default())?.as_ref()))
 }
