@@ -19,7 +19,7 @@ use crate::domain::session::EndReason;
 use crate::domain::throttle::Bucket;
 use crate::domain::tokens::{Jti, TokenHash};
 
-/// Notices of new devices that a user gets in a day: whoever has the password must not be able to flood the mailbox.
+/// Notices of new devices that a user gets in a day, so that somebody who has the password cannot flood the mailbox.
 const MAX_NOTICES_A_DAY: i64 = 10;
 
 /// A session about to be opened, with its first refresh token, for a user whose password was just verified.

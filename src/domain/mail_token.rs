@@ -1,4 +1,4 @@
-//! The token in a mail: whoever has it has read the mail.
+//! The token in a mail. Presenting it shows that the mail was read.
 
 use std::fmt;
 

@@ -55,7 +55,7 @@ pub struct Throttle {
     pub register_network: Limit,
     /// Registrations from one site.
     pub register_site: Limit,
-    /// Mails to one address, whoever asks for them.
+    /// Mails to one address, from all networks together.
     pub mail_address: Limit,
     /// Mails that one network asks for.
     pub mail_network: Limit,
