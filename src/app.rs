@@ -20,8 +20,7 @@ use crate::db::users::Lookup;
 use crate::domain::tokens::{TokenHash, TokenKeys, TokenPair};
 use crate::error::Error;
 use crate::metrics::Metrics;
-use crate::passwords::hasher::{Hasher, HasherMetrics};
-use crate::passwords::pool::PoolMetrics;
+use crate::passwords::hasher::Hasher;
 
 /// The running service, without its sockets. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -103,14 +102,7 @@ impl App {
     /// When the system gives no threads for hashing.
     pub fn with_pools(config: Config, clock: Clock, db: PgPool, refresh_pool: &PgPool) -> std::io::Result<Self> {
         let metrics = Metrics::new();
-        let hasher = Hasher::start(
-            config.password.hasher(),
-            HasherMetrics {
-                pool: PoolMetrics { queue_depth: metrics.hash_queue_depth.clone(), shed: metrics.hash_shed.clone() },
-                seconds: metrics.hash_seconds.clone(),
-                capacity_per_second: metrics.login_capacity.clone(),
-            },
-        )?;
+        let hasher = Hasher::start(config.password.hasher(), &metrics)?;
         let tokens = TokenKeys::new(
             config.jwt_algorithm,
             &config.jwt_secret,

@@ -10,7 +10,7 @@
 //! telemetry -> config traces
 //! config    -> domain passwords
 //! error     -> db domain passwords
-//! passwords -> domain traces
+//! passwords -> domain metrics traces
 //! db        -> domain traces
 //! ```
 //!

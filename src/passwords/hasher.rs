@@ -10,11 +10,10 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use prometheus::{Gauge, Histogram};
-
-use super::pool::{Overloaded, PoolMetrics, PoolSettings, Slot, WorkerPool};
+use super::pool::{Overloaded, PoolSettings, Slot, WorkerPool};
 use super::refusal_delay::HashTimings;
 use crate::domain::password::{self, Argon2Cost, HashCost, Memory, Password, PasswordHash, Scheme, Verdict};
+use crate::metrics::Metrics;
 
 /// How passwords are hashed.
 #[derive(Clone, Copy, Debug)]
@@ -24,14 +23,6 @@ pub struct HasherSettings {
     pub cost: Argon2Cost,
     /// Whether a right password of an outdated hash is hashed anew.
     pub rehash: bool,
-}
-
-/// Metrics of hashing.
-#[derive(Clone, Debug)]
-pub struct HasherMetrics {
-    pub pool: PoolMetrics,
-    pub seconds: Histogram,
-    pub capacity_per_second: Gauge,
 }
 
 /// The outcome of a verification.
@@ -46,8 +37,7 @@ pub struct Checked {
 struct Shared {
     timings: Mutex<HashTimings>,
     settings: HasherSettings,
-    seconds: Histogram,
-    capacity_per_second: Gauge,
+    metrics: Metrics,
 }
 
 /// Allocated with the first job, so that a service without logins stays small.
@@ -70,13 +60,14 @@ impl Hasher {
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn start(settings: HasherSettings, metrics: HasherMetrics) -> std::io::Result<Self> {
-        let HasherMetrics { pool, seconds, capacity_per_second } = metrics;
+    pub fn start(settings: HasherSettings, metrics: &Metrics) -> std::io::Result<Self> {
         let foreign = PoolSettings { concurrency: (settings.pool.concurrency / 2).max(1), ..settings.pool };
-        let foreign_pool = WorkerPool::start(foreign, pool.clone())?;
-        let pool = WorkerPool::start(settings.pool, pool)?;
         let timings = Mutex::new(HashTimings::new(settings.cost));
-        Ok(Self { pool, foreign_pool, shared: Arc::new(Shared { timings, settings, seconds, capacity_per_second }) })
+        Ok(Self {
+            pool: WorkerPool::start(settings.pool, metrics)?,
+            foreign_pool: WorkerPool::start(foreign, metrics)?,
+            shared: Arc::new(Shared { timings, settings, metrics: metrics.clone() }),
+        })
     }
 
     /// Admits a caller that is going to hash or verify one password, or refuses it, before anything else is spent on the
@@ -213,13 +204,13 @@ impl Shared {
     }
 
     fn measured(&self, cost: HashCost, took: Duration) {
-        self.seconds.observe(took.as_secs_f64());
+        self.metrics.hash_seconds.observe(took.as_secs_f64());
         let mut timings = self.timings();
         timings.add(cost, took);
         let each = timings.current().as_secs_f64();
         drop(timings);
         let workers = u32::try_from(self.settings.pool.concurrency).unwrap_or(u32::MAX);
-        self.capacity_per_second.set(f64::from(workers) / each);
+        self.metrics.login_capacity.set(f64::from(workers) / each);
     }
 }
 
@@ -232,16 +223,10 @@ mod tests {
     const CHEAP: &str = "$argon2id$v=19$m=16,t=1,p=1$c29tZXNhbHQ$9sTbSlTio3Biev89thdrlKKiCaYsjjYVJxGAL3swxpQ";
 
     fn hasher() -> Hasher {
-        let metrics = crate::metrics::Metrics::new();
-        let metrics = HasherMetrics {
-            pool: PoolMetrics { queue_depth: metrics.hash_queue_depth, shed: metrics.hash_shed },
-            seconds: metrics.hash_seconds,
-            capacity_per_second: metrics.login_capacity,
-        };
         let cost = Argon2Cost { m_kib: 8, t: 1 };
         let pool = PoolSettings { concurrency: 1, max_wait: Duration::from_mins(1) };
         let settings = HasherSettings { pool, cost, rehash: true };
-        Hasher::start(settings, metrics).unwrap()
+        Hasher::start(settings, &Metrics::new()).unwrap()
     }
 
     /// How long six wrong passwords at once take to be refused, sorted.
@@ -279,11 +264,12 @@ mod tests {
             for _ in 0..32 {
                 hasher.shared.timings().add(bcrypt, turn);
             }
-            let before = hasher.shared.seconds.get_sample_count();
+            let hashes = || hasher.shared.metrics.hash_seconds.get_sample_count();
+            let before = hashes();
             for (times, took) in (1..).zip(refusals(&hasher, stored).await) {
                 assert!(took >= turn * times, "{stored:?}: refusal {times} came after {took:?}");
             }
-            assert_eq!(hasher.shared.seconds.get_sample_count(), before + 12, "{stored:?}");
+            assert_eq!(hashes(), before + 12, "{stored:?}");
         }
     }
 

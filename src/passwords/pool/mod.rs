@@ -13,15 +13,15 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use prometheus::{IntCounter, IntGauge};
 use tokio::sync::oneshot;
 use tracing::field::Empty;
 use tracing::{Instrument as _, trace_span};
 
+use crate::metrics::Metrics;
 use crate::traces;
 
 /// The size of a pool.
@@ -31,13 +31,6 @@ pub struct PoolSettings {
     pub concurrency: usize,
     /// Callers that would wait longer are refused.
     pub max_wait: Duration,
-}
-
-/// Metrics of a pool.
-#[derive(Clone, Debug)]
-pub struct PoolMetrics {
-    pub queue_depth: IntGauge,
-    pub shed: IntCounter,
 }
 
 /// The queue is full; it will have drained after `retry_after`.
@@ -74,17 +67,16 @@ struct State<S> {
 struct Shared<S> {
     state: Mutex<State<S>>,
     enqueued: Condvar,
-    /// Workers that have not ended.
-    alive: AtomicUsize,
     settings: PoolSettings,
     max_group_delay: Duration,
-    metrics: PoolMetrics,
+    metrics: Metrics,
 }
 
 /// A handle on the pool. Each worker has a scratch space `S` of its own. Dropping the handle ends the workers after
 /// their current jobs.
 pub struct WorkerPool<S> {
     shared: Arc<Shared<S>>,
+    workers: Vec<JoinHandle<()>>,
 }
 
 impl<S> std::fmt::Debug for WorkerPool<S> {
@@ -105,14 +97,14 @@ impl<S: Default + 'static> WorkerPool<S> {
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn start(settings: PoolSettings, metrics: PoolMetrics) -> std::io::Result<Self> {
+    pub fn start(settings: PoolSettings, metrics: &Metrics) -> std::io::Result<Self> {
         Self::with_group_delay(settings, MAX_GROUP_DELAY, metrics)
     }
 
     fn with_group_delay(
         settings: PoolSettings,
         max_group_delay: Duration,
-        metrics: PoolMetrics,
+        metrics: &Metrics,
     ) -> std::io::Result<Self> {
         let now = Instant::now();
         let state = State {
@@ -125,14 +117,13 @@ impl<S: Default + 'static> WorkerPool<S> {
             closed: false,
         };
         let (state, enqueued) = (Mutex::new(state), Condvar::new());
-        let shared =
-            Arc::new(Shared { state, enqueued, alive: AtomicUsize::new(0), settings, max_group_delay, metrics });
-        for index in 0..settings.concurrency {
+        let shared = Arc::new(Shared { state, enqueued, settings, max_group_delay, metrics: metrics.clone() });
+        let start = |index| {
             let shared = Arc::clone(&shared);
-            shared.alive.fetch_add(1, Ordering::Relaxed);
-            std::thread::Builder::new().name(format!("password-{index}")).spawn(move || Alive(&shared).work())?;
-        }
-        Ok(Self { shared })
+            Builder::new().name(format!("password-{index}")).spawn(move || shared.work())
+        };
+        let workers = (0..settings.concurrency).map(start).collect::<Result<_, _>>()?;
+        Ok(Self { shared, workers })
     }
 }
 
@@ -148,12 +139,10 @@ impl<S> WorkerPool<S> {
         }
         Ok(slot)
     }
-}
 
-impl<S> WorkerPool<S> {
     /// Whether no worker has ended, which only a bug can do.
     pub fn is_complete(&self) -> bool {
-        self.shared.alive.load(Ordering::Relaxed) == self.shared.settings.concurrency
+        self.workers.iter().all(|worker| !worker.is_finished())
     }
 }
 
@@ -201,7 +190,7 @@ impl<S> Slot<'_, S> {
         });
         self.enqueue(expected, work);
         receiver.instrument(span).await.map_err(|_| {
-            self.shared.metrics.shed.inc();
+            self.shared.metrics.hash_shed.inc();
             self.shared.overloaded(&self.shared.lock())
         })
     }
@@ -216,7 +205,7 @@ impl<S> Slot<'_, S> {
         // Estimates err. A job that waited half as long again as was promised is dropped by the worker that takes it.
         let deadline = Instant::now() + self.shared.settings.max_wait * 3 / 2;
         state.queue.push_back(Job { ticket, work, expected, deadline });
-        self.shared.metrics.queue_depth.inc();
+        self.shared.metrics.hash_queue_depth.inc();
         drop(state);
         self.shared.enqueued.notify_one();
     }
@@ -269,7 +258,7 @@ impl<S> Shared<S> {
     fn admit(&self, expected: Duration) -> Result<(Slot<'_, S>, Instant), Overloaded> {
         let mut state = self.lock();
         if self.wait(&state) > self.settings.max_wait {
-            self.metrics.shed.inc();
+            self.metrics.hash_shed.inc();
             return Err(self.overloaded(&state));
         }
         // The first caller of a group sets the time for all of it.
@@ -284,7 +273,7 @@ impl<S> Shared<S> {
     /// Takes a job that was enqueued off the backlog.
     fn release(&self, state: &mut State<S>, expected: Duration) {
         state.backlog = state.backlog.saturating_sub(expected);
-        self.metrics.queue_depth.dec();
+        self.metrics.hash_queue_depth.dec();
     }
 
     /// The next job, once the callers are notified whose time would pass during it. `None` when the pool is closed.
@@ -322,25 +311,16 @@ impl<S> Shared<S> {
     }
 }
 
-/// A worker. Dropped when its thread ends, even by a panic.
-struct Alive<'a, S>(&'a Shared<S>);
-
-impl<S> Drop for Alive<'_, S> {
-    fn drop(&mut self) {
-        self.0.alive.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl<S: Default> Alive<'_, S> {
+impl<S: Default> Shared<S> {
+    /// What a worker does until the pool is closed.
     fn work(&self) {
-        let shared = self.0;
         // Where this is not permitted, or not Linux, the workers run at normal priority.
         let _ = rustix::process::nice(NICENESS);
         let mut scratch = S::default();
-        while let Some(Job { work, expected, deadline, .. }) = shared.next() {
+        while let Some(Job { work, expected, deadline, .. }) = self.next() {
             if Instant::now() >= deadline {
                 // Finished first: the caller that is told may come back at once.
-                shared.finish(expected, None);
+                self.finish(expected, None);
                 drop(work);
                 continue;
             }
@@ -350,7 +330,7 @@ impl<S: Default> Alive<'_, S> {
                 tracing::error!("a job of the password workers panicked");
                 scratch = S::default();
             }
-            shared.finish(expected, notify);
+            self.finish(expected, notify);
         }
     }
 }

@@ -7,9 +7,7 @@ const BRIEF: Duration = Duration::from_millis(1);
 const LONG: Duration = Duration::from_mins(1);
 
 fn pool(max_wait: Duration) -> WorkerPool<()> {
-    let metrics = crate::metrics::Metrics::new();
-    let metrics = PoolMetrics { queue_depth: metrics.hash_queue_depth, shed: metrics.hash_shed };
-    WorkerPool::with_group_delay(PoolSettings { concurrency: 1, max_wait }, LONG, metrics).unwrap()
+    WorkerPool::with_group_delay(PoolSettings { concurrency: 1, max_wait }, LONG, &Metrics::new()).unwrap()
 }
 
 /// Runs a job that says when it begins, and ends when `end` is dropped.
@@ -28,7 +26,7 @@ async fn an_admitted_caller_counts_until_it_goes_away() {
     let second = pool.acquire(LONG).await.unwrap();
     let third = pool.acquire(LONG).await.unwrap();
     assert_eq!(pool.acquire(LONG).await.unwrap_err(), Overloaded { retry_after: LONG * 3 });
-    assert_eq!(pool.shared.metrics.shed.get(), 1);
+    assert_eq!(pool.shared.metrics.hash_shed.get(), 1);
     drop((first, second));
     let fourth = pool.acquire(LONG).await.unwrap();
     drop(third);
@@ -99,7 +97,7 @@ async fn a_panic_fails_its_caller_and_the_worker_goes_on() {
     pool.acquire(BRIEF).await.unwrap().run(BRIEF, |()| ()).await.unwrap();
     assert!(pool.is_complete());
     assert_eq!(pool.shared.lock().backlog, Duration::ZERO);
-    assert_eq!(pool.shared.metrics.queue_depth.get(), 0);
+    assert_eq!(pool.shared.metrics.hash_queue_depth.get(), 0);
 }
 
 #[tokio::test]
