@@ -1,12 +1,9 @@
 //! The one error of the services. It knows no HTTP; `http::error` says what each becomes there.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::error::DatabaseError;
-
-use crate::db::database_message;
+use crate::db::{database_message, sqlstate};
 use crate::domain::session::EndReason;
 use crate::domain::tokens::TokenError;
 use crate::passwords::pool::Overloaded;
@@ -111,7 +108,7 @@ impl From<Arc<sqlx::Error>> for Error {
     fn from(error: Arc<sqlx::Error>) -> Self {
         let for_good =
             |code: &str| code == "42501" || (code.starts_with("22") || code.starts_with("23")) && code != FOREIGN_KEY;
-        if code_of(&error).is_some_and(|code| for_good(&code)) {
+        if sqlstate(&error).is_some_and(|code| for_good(&code)) {
             Self::RefusedByDatabase(error)
         } else {
             Self::Database(error)
@@ -121,14 +118,10 @@ impl From<Arc<sqlx::Error>> for Error {
 
 const FOREIGN_KEY: &str = "23503";
 
-fn code_of(error: &sqlx::Error) -> Option<Cow<'_, str>> {
-    error.as_database_error().and_then(DatabaseError::code)
-}
-
 impl Error {
     /// Of the deletion of a user, where a foreign key means that the user is referred to.
     pub(crate) fn of_deletion(error: sqlx::Error) -> Self {
-        if code_of(&error).as_deref() == Some(FOREIGN_KEY) {
+        if sqlstate(&error).as_deref() == Some(FOREIGN_KEY) {
             Self::StillReferenced(Arc::new(error))
         } else {
             error.into()

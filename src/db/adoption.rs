@@ -3,11 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use sqlx::error::DatabaseError;
 use sqlx::{Connection, PgConnection};
 
-use super::MIGRATOR;
 use super::schema::{SchemaError, in_our_schema};
+use super::{MIGRATOR, sqlstate};
 
 /// Columns the two inherited tables must have, with the types they may have (ids were 32-bit once), and for texts how
 /// long they must be able to be.
@@ -195,7 +194,8 @@ pub(super) async fn apply_all(connection: &mut PgConnection) -> Result<(), Schem
                 }
                 return Ok(transaction.commit().await?);
             }
-            Err(error) if !is_lock_timeout(&error) => return Err(error.into()),
+            // Lock not available.
+            Err(error) if sqlstate(&error).is_none_or(|code| code != "55P03") => return Err(error.into()),
             Err(_) if started.elapsed() > TIMEOUT => return Err(SchemaError::InUse),
             Err(_) => transaction.rollback().await?,
         }
@@ -239,9 +239,4 @@ async fn stamp_alembic_version(connection: &mut PgConnection) -> sqlx::Result<()
     .execute(connection)
     .await?;
     Ok(())
-}
-
-/// 55P03: lock not available.
-fn is_lock_timeout(error: &sqlx::Error) -> bool {
-    error.as_database_error().and_then(DatabaseError::code).is_some_and(|code| code == "55P03")
 }

@@ -37,7 +37,7 @@ use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tracing::{Instrument as _, Span};
 
-use super::{certain, database_message};
+use super::{certain, database_message, within};
 use crate::traces;
 
 /// Calls that may wait; a few seconds' worth.
@@ -337,14 +337,13 @@ async fn run<C: BatchedCall>(
     let calls: Vec<&C> = submitted.iter().map(|submitted| &submitted.call).collect();
     let span = traces::start_batch(submitted.iter().map(|submitted| &submitted.span));
     let answers = AssertUnwindSafe(C::execute(connection, &calls)).catch_unwind().instrument(span);
-    match tokio::time::timeout(STATEMENT_TIMEOUT, answers).await {
-        Ok(Ok(answers)) => answers,
-        Ok(Err(_panic)) => {
+    let answers = answers.map(|outcome| {
+        outcome.unwrap_or_else(|_panic| {
             tracing::error!("a batched statement panicked");
             Err(sqlx::Error::WorkerCrashed)
-        }
-        Err(_elapsed) => Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()),
-    }
+        })
+    });
+    within(STATEMENT_TIMEOUT, answers).await
 }
 
 fn is_panic(error: &sqlx::Error) -> bool {

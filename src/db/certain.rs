@@ -12,9 +12,10 @@
 
 use std::time::{Duration, Instant};
 
-use sqlx::error::DatabaseError;
 use sqlx::pool::PoolConnection;
 use sqlx::{PgPool, Postgres};
+
+use super::{database_message, sqlstate};
 
 /// How long the outcome is looked for. A request is answered 503 before, if its own time is up.
 const TIMEOUT: Duration = Duration::from_mins(1);
@@ -45,7 +46,7 @@ where
                 if started.elapsed() > TIMEOUT {
                     return Err(error);
                 }
-                tracing::debug!(error = %super::database_message(&error), "connection lost; trying again");
+                tracing::debug!(error = %database_message(&error), "connection lost; trying again");
                 again = true;
                 tokio::time::sleep(PAUSE).await;
             }
@@ -57,8 +58,7 @@ where
 
 /// Whether the server undid the write because of another one at the same time: a deadlock, or a failure to serialise.
 fn is_broken_off(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(DatabaseError::code);
-    code.is_some_and(|code| code == "40P01" || code == "40001")
+    sqlstate(error).is_some_and(|code| code == "40P01" || code == "40001")
 }
 
 /// Takes a connection of the pool; where the server breaks off while it is being opened, another one.
@@ -75,11 +75,6 @@ pub(super) async fn acquire(pool: &PgPool) -> sqlx::Result<PoolConnection<Postgr
 /// Whether the connection was lost, so that it is unknown whether what was sent on it was done. A server that is going
 /// down (class 57P) says so at any moment, perhaps after the commit.
 pub(super) fn is_lost(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) => true,
-        sqlx::Error::Database(error) => {
-            error.code().is_some_and(|code| code.starts_with("57P") || code.starts_with("08"))
-        }
-        _ => false,
-    }
+    matches!(error, sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_))
+        || sqlstate(error).is_some_and(|code| code.starts_with("57P") || code.starts_with("08"))
 }

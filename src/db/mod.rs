@@ -23,10 +23,13 @@ pub mod unanswered;
 pub mod users;
 
 use std::borrow::Cow;
+use std::io;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 pub use pools::{command_pool, pool, refresh_pool};
 
+use sqlx::error::DatabaseError;
 use sqlx::{PgConnection, PgExecutor};
 
 /// Embedded migrations; their table is named in `sqlx.toml`.
@@ -35,6 +38,17 @@ pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
 /// What the database says. To that, sqlx adds the line of the server's source code.
 pub fn database_message(error: &sqlx::Error) -> Cow<'_, str> {
     error.as_database_error().map_or_else(|| error.to_string().into(), |error| error.message().into())
+}
+
+/// The code of an error that the server has reported.
+pub fn sqlstate(error: &sqlx::Error) -> Option<Cow<'_, str>> {
+    error.as_database_error().and_then(DatabaseError::code)
+}
+
+/// Gives up after `limit`, as if the connection had been lost.
+pub async fn within<T>(limit: Duration, work: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+    let outcome = tokio::time::timeout(limit, work).await;
+    outcome.unwrap_or_else(|_elapsed| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
 }
 
 /// The server's time. Used to set our clock by, and for nothing else.

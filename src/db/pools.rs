@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions, PgConnection};
 
-use super::{accepts_writes, raise_synchronous_commit};
+use super::{accepts_writes, raise_synchronous_commit, within};
 
 /// A statement that takes longer than this is given up, before its request is.
 const STATEMENT_TIMEOUT: &str = "15s";
@@ -101,8 +101,7 @@ impl Checks {
             return Ok(true);
         }
         self.found().last = Some(Instant::now());
-        let outcome = tokio::time::timeout(CHECK_TIMEOUT, accepts_writes(connection)).await;
-        let outcome = outcome.unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()));
+        let outcome = within(CHECK_TIMEOUT, accepts_writes(connection)).await;
         if outcome.is_err() {
             self.found().failed = Some(Instant::now());
         }

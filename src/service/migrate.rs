@@ -1,7 +1,8 @@
 //! Bringing the schema up to date, by `auth migrate` and at the start of `auth serve`.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use sqlx::PgConnection;
 use sqlx::postgres::PgConnectOptions;
 
 pub use crate::db::migrations::Pending;
@@ -39,21 +40,19 @@ pub async fn at_start(options: &PgConnectOptions, only_check: bool) -> Result<()
 }
 
 /// A database that is just starting is waited for; one that refuses is not.
-async fn connect_at_start(options: &PgConnectOptions) -> Result<sqlx::PgConnection, SchemaError> {
-    let deadline = tokio::time::Instant::now() + DATABASE_TIMEOUT;
+async fn connect_at_start(options: &PgConnectOptions) -> sqlx::Result<PgConnection> {
+    let deadline = Instant::now() + DATABASE_TIMEOUT;
     let mut pause = Duration::from_millis(100);
     loop {
-        let error = match tokio::time::timeout_at(deadline, migrations::connect(options)).await {
-            Ok(Ok(connection)) => return Ok(connection),
-            Ok(Err(error)) => error,
-            Err(_elapsed) => return Err(sqlx::Error::from(std::io::Error::from(std::io::ErrorKind::TimedOut)).into()),
+        let left = deadline.saturating_duration_since(Instant::now());
+        let error = match db::within(left, migrations::connect(options)).await {
+            Ok(connection) => return Ok(connection),
+            Err(error) => error,
         };
-        // 57P03: starting up.
-        let starting =
-            error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|c| c == "57P03");
-        let unreachable = matches!(error, sqlx::Error::Io(_));
-        if !(starting || unreachable) || tokio::time::Instant::now() + pause > deadline {
-            return Err(error.into());
+        let is_unreachable = matches!(error, sqlx::Error::Io(_));
+        let is_starting = db::sqlstate(&error).is_some_and(|code| code == "57P03");
+        if !(is_unreachable || is_starting) || Instant::now() + pause > deadline {
+            return Err(error);
         }
         tracing::warn!(error = %db::database_message(&error), "waiting for the database");
         tokio::time::sleep(pause).await;

@@ -4,17 +4,17 @@
 //! long costs the connection; the next one opens another. Meanwhile the list gets older, and `service::verify` says what
 //! follows from that.
 
-use std::io;
 use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
 use sqlx::{Connection as _, PgConnection};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval};
 
 use super::verify::MAX_AGE;
 use crate::app::App;
 pub use crate::db::revocations::Revocations;
 use crate::db::revocations::{self, Mark};
+use crate::db::within;
 use crate::error::Error;
 
 const INTERVAL: Duration = Duration::from_millis(250);
@@ -76,8 +76,4 @@ impl Feed {
         (self.connection, self.mark) = (Some(connection), Some(reading.mark));
         Ok(())
     }
-}
-
-async fn within<T>(limit: Duration, work: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
-    timeout(limit, work).await.unwrap_or_else(|_elapsed| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
 }

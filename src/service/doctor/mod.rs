@@ -113,9 +113,9 @@ fn check_settings(settings: &Given<Config>) -> Vec<Finding> {
 
 async fn check_database(settings: &DatabaseSettings) -> Vec<Finding> {
     let options = &settings.postgres_dsn.options;
-    let mut connection = match connect(options).await {
+    let mut connection = match db::within(TIMEOUT, migrations::connect(options)).await {
         Ok(connection) => connection,
-        Err(finding) => return vec![finding],
+        Err(error) => return vec![unreachable(options, &error)],
     };
     let server = match db::server::describe(&mut connection).await {
         Ok(server) => server,
@@ -134,25 +134,16 @@ async fn check_database(settings: &DatabaseSettings) -> Vec<Finding> {
     ]
 }
 
-async fn connect(options: &PgConnectOptions) -> Result<PgConnection, Finding> {
-    let place = format!("{}:{}", options.get_host(), options.get_port());
-    match tokio::time::timeout(TIMEOUT, migrations::connect(options)).await {
-        Ok(Ok(connection)) => Ok(connection),
-        Ok(Err(error)) => Err(unreachable(&place, &error)),
-        Err(_elapsed) => Err(unreachable(&place, &std::io::Error::from(std::io::ErrorKind::TimedOut).into())),
-    }
-}
-
-fn unreachable(place: &str, error: &sqlx::Error) -> Finding {
-    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
-    let cure = match code.as_deref() {
+fn unreachable(options: &PgConnectOptions, error: &sqlx::Error) -> Finding {
+    let cure = match db::sqlstate(error).as_deref() {
         Some("28P01" | "28000") => "correct user and password in POSTGRES_DSN, or let the user in in pg_hba.conf",
         Some("3D000") => "create the database, or correct its name in POSTGRES_DSN",
         Some("53300") => "raise max_connections of the server, or lower DATABASE_MAX_CONNECTIONS of its clients",
         Some(_) => "see the log of the server",
         None => "start the server, or correct host, port and sslmode in POSTGRES_DSN; look for a firewall between",
     };
-    Finding::fail("database", format!("no connection to {place}: {}", db::database_message(error)), cure)
+    let (host, port, message) = (options.get_host(), options.get_port(), db::database_message(error));
+    Finding::fail("database", format!("no connection to {host}:{port}: {message}"), cure)
 }
 
 fn failed(error: &sqlx::Error) -> Finding {
