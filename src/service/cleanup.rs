@@ -71,30 +71,15 @@ async fn delete_all(
     }
     db::cleanup::end_orphaned_sessions(&mut *connection, now).await?;
     loop {
-        let deleted = db::cleanup::delete_ended_sessions(&mut *connection, now - history, STEP).await?;
-        report.sessions += deleted;
-        if deleted == 0 {
-            break;
-        }
-    }
-    loop {
-        let deleted = db::mail_outbox::delete_finished(&mut *connection, now - history, STEP).await?;
-        report.mails += deleted;
-        if deleted == 0 {
-            break;
-        }
-    }
-    loop {
-        let deleted = db::mail_tokens::delete_expired(&mut *connection, now, STEP).await?;
-        report.mail_tokens += deleted;
-        if deleted == 0 {
-            break;
-        }
-    }
-    loop {
-        let deleted = db::throttle::delete_full(&mut *connection, STEP, now).await?;
-        report.throttle_buckets += deleted;
-        if deleted == 0 {
+        let sessions = db::cleanup::delete_ended_sessions(&mut *connection, now - history, STEP).await?;
+        let mails = db::mail_outbox::delete_finished(&mut *connection, now - history, STEP).await?;
+        let mail_tokens = db::mail_tokens::delete_expired(&mut *connection, now, STEP).await?;
+        let throttle_buckets = db::throttle::delete_full(&mut *connection, STEP, now).await?;
+        report.sessions += sessions;
+        report.mails += mails;
+        report.mail_tokens += mail_tokens;
+        report.throttle_buckets += throttle_buckets;
+        if sessions + mails + mail_tokens + throttle_buckets == 0 {
             return Ok(report);
         }
     }
