@@ -82,12 +82,6 @@ pub(crate) async fn raise_synchronous_commit(connection: &mut PgConnection) -> s
     .map(|_| ())
 }
 
-/// The `synchronous_commit` of a new connection, if it is less than `on`.
-pub async fn low_synchronous_commit(connection: &mut PgConnection) -> sqlx::Result<Option<String>> {
-    let level = sqlx::query_scalar!(r#"SELECT current_setting('synchronous_commit') AS "level!""#);
-    Ok(Some(level.fetch_one(connection).await?).filter(|level| is_low_synchronous_commit(level)))
-}
-
 /// Whether with this level a crash of the server would undo what was answered.
 pub fn is_low_synchronous_commit(level: &str) -> bool {
     ["off", "local", "remote_write"].contains(&level)

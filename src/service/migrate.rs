@@ -25,7 +25,8 @@ pub async fn pending(options: &PgConnectOptions) -> Result<Vec<Pending>, SchemaE
 /// As [`migrate`], once the database has started. With `only_check` it fails where something is pending.
 pub async fn at_start(options: &PgConnectOptions, only_check: bool) -> Result<(), SchemaError> {
     let mut connection = connect_at_start(options).await?;
-    if let Some(level) = db::low_synchronous_commit(&mut connection).await? {
+    let level = db::server::describe(&mut connection).await?.synchronous_commit;
+    if db::is_low_synchronous_commit(&level) {
         tracing::warn!(
             "synchronous_commit is {level}, so a crash could undo log-outs; it is `on` for this service's connections"
         );

@@ -91,7 +91,7 @@ async fn commits_are_never_less_than_synchronous(pool: PgPool) {
         let level: String = sqlx::query_scalar("SHOW synchronous_commit").fetch_one(&fresh).await.unwrap();
         assert_eq!(level, held, "{set}");
         let mut connection = auth::db::migrations::connect(&pool.connect_options()).await.unwrap();
-        let low = auth::db::low_synchronous_commit(&mut connection).await.unwrap();
-        assert_eq!(low.as_deref(), (set != held).then_some(set));
+        let level = auth::db::server::describe(&mut connection).await.unwrap().synchronous_commit;
+        assert_eq!((level.as_str(), auth::db::is_low_synchronous_commit(&level)), (set, set != held));
     }
 }
