@@ -162,63 +162,40 @@ pub struct Reading {
     pub mark: Mark,
 }
 
-/// A row of both statements.
-struct Row {
-    server: String,
-    snapshot: String,
-    standby: bool,
-    ended: Vec<SessionId>,
-}
-
-impl Row {
-    /// A standby may be far behind.
-    fn reading(self) -> sqlx::Result<Reading> {
-        if self.standby {
-            return Err(sqlx::Error::Protocol("the database is a standby".to_owned()));
-        }
-        Ok(Reading { ended: self.ended, mark: Mark { server: self.server, snapshot: self.snapshot } })
-    }
-}
-
-/// Reads which sessions ended after `since`, and which lost their user and did not end yet.
-pub async fn read_all(connection: &mut PgConnection, since: DateTime<Utc>) -> sqlx::Result<Reading> {
-    let row = sqlx::query_as!(
-        Row,
+/// Reads which sessions have ended since a reading. Without one, or where it was on another run of the server: which have
+/// ended after `earliest`, and which have lost their user and not ended yet.
+pub async fn read(
+    connection: &mut PgConnection,
+    since: Option<&Mark>,
+    earliest: DateTime<Utc>,
+) -> sqlx::Result<Reading> {
+    let row = sqlx::query!(
         r#"
         SELECT
             pg_postmaster_start_time()::text AS "server!",
             pg_current_snapshot()::text AS "snapshot!",
             pg_is_in_recovery() AS "standby!",
-            ARRAY(
-                SELECT id FROM sessions WHERE ended_at > $1 AND end_reason <> 'expired'
-                UNION ALL SELECT id FROM sessions WHERE user_id IS NULL AND ended_at IS NULL
-            ) AS "ended!: Vec<SessionId>"
-        "#,
-        since.naive_utc(),
-    );
-    row.fetch_one(connection).await?.reading()
-}
-
-/// Reads which sessions ended since a reading; `None` where that was on another run of the server.
-pub async fn read_since(connection: &mut PgConnection, mark: &Mark) -> sqlx::Result<Option<Reading>> {
-    let row = sqlx::query_as!(
-        Row,
-        r#"
-        SELECT
-            pg_postmaster_start_time()::text AS "server!",
-            pg_current_snapshot()::text AS "snapshot!",
-            pg_is_in_recovery() AS "standby!",
-            ARRAY(
+            CASE WHEN pg_postmaster_start_time()::text = $1 THEN ARRAY(
                 SELECT id FROM sessions
-                WHERE ended_xid >= pg_snapshot_xmin($1::text::pg_snapshot)
+                WHERE ended_xid >= pg_snapshot_xmin($2::text::pg_snapshot)
                   AND ended_xid < pg_snapshot_xmax(pg_current_snapshot())
-                  AND NOT pg_visible_in_snapshot(ended_xid, $1::text::pg_snapshot)
-            ) AS "ended!: Vec<SessionId>"
+                  AND NOT pg_visible_in_snapshot(ended_xid, $2::text::pg_snapshot)
+            ) ELSE ARRAY(
+                SELECT id FROM sessions WHERE ended_at > $3 AND end_reason <> 'expired'
+                UNION ALL SELECT id FROM sessions WHERE user_id IS NULL AND ended_at IS NULL
+            ) END AS "ended!: Vec<SessionId>"
         "#,
-        mark.snapshot,
-    );
-    let reading = row.fetch_one(connection).await?.reading()?;
-    Ok(Some(reading).filter(|reading| reading.mark.server == mark.server))
+        since.map(|mark| mark.server.as_str()),
+        since.map(|mark| mark.snapshot.as_str()),
+        earliest.naive_utc(),
+    )
+    .fetch_one(connection)
+    .await?;
+    // One may be far behind.
+    if row.standby {
+        return Err(sqlx::Error::Protocol("the database is a standby".to_owned()));
+    }
+    Ok(Reading { ended: row.ended, mark: Mark { server: row.server, snapshot: row.snapshot } })
 }
 
 #[cfg(test)]

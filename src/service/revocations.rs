@@ -21,8 +21,8 @@ const INTERVAL: Duration = Duration::from_millis(250);
 /// A line that carries nothing any more is given up after this long, so that another one is there within a second.
 const READ_TIMEOUT: Duration = Duration::from_millis(400);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// For reading everything, when there is no list yet or the server is another one.
-const READ_ALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// For the first reading on a connection: there may be no list yet, or the server may be another one, and everything is read.
+const FIRST_READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Reads for ever.
 pub async fn follow(app: App, mut feed: Feed) {
@@ -56,22 +56,14 @@ impl Feed {
     /// Reads what has ended since the last time, or everything that matters.
     pub async fn read(&mut self, app: &App) -> Result<(), Error> {
         // Not there again if anything fails or takes too long.
+        let timeout = if self.connection.is_some() { READ_TIMEOUT } else { FIRST_READ_TIMEOUT };
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
             None => within(CONNECT_TIMEOUT, PgConnection::connect_with(&app.db.connect_options())).await?,
         };
-        let mut began = Instant::now();
-        let mut reading = None;
-        if let Some(mark) = &self.mark {
-            reading = within(READ_TIMEOUT, revocations::read_since(&mut connection, mark)).await?;
-        }
-        let reading = if let Some(reading) = reading {
-            reading
-        } else {
-            began = Instant::now();
-            let since = app.clock.now() - TimeDelta::from_std(app.config.revocation_lifetime()).unwrap_or_default();
-            within(READ_ALL_TIMEOUT, revocations::read_all(&mut connection, since)).await?
-        };
+        let began = Instant::now();
+        let earliest = app.clock.now() - TimeDelta::from_std(app.config.revocation_lifetime()).unwrap_or_default();
+        let reading = within(timeout, revocations::read(&mut connection, self.mark.as_ref(), earliest)).await?;
         app.revocations.add_read(&reading.ended, began);
         (self.connection, self.mark) = (Some(connection), Some(reading.mark));
         Ok(())

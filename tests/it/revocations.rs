@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use auth::clock::Clock;
-use auth::db::revocations::{read_all, read_since};
+use auth::db::revocations::read;
 use auth::domain::ids::{SessionId, UserId};
 use auth::domain::password::PasswordHash;
 use auth::service::audit::Actor;
@@ -238,7 +238,7 @@ async fn each_end_is_read_once(pool: PgPool) {
     app.register("cust@example.com", "customer").await;
     let connection = &mut *app.db.acquire().await.unwrap();
     let since = app.clock.now() - TimeDelta::minutes(1);
-    let mut mark = read_all(connection, since).await.unwrap().mark;
+    let mut mark = read(connection, None, since).await.unwrap().mark;
     // One that is open all the time keeps nothing that others do from being read, nor has it read again.
     let mut open = app.db.begin().await.unwrap();
     sqlx::query("DELETE FROM auth_throttle").execute(&mut *open).await.unwrap();
@@ -247,16 +247,16 @@ async fn each_end_is_read_once(pool: PgPool) {
         let session = app.login("cust@example.com").await;
         app.logout(&session.refresh).await;
         all.push(SessionId(session.session()));
-        let reading = read_since(connection, &mark).await.unwrap().unwrap();
+        let reading = read(connection, Some(&mark), since).await.unwrap();
         assert_eq!(reading.ended, all[all.len() - 1..]);
         mark = reading.mark;
-        let reading = read_since(connection, &mark).await.unwrap().unwrap();
+        let reading = read(connection, Some(&mark), since).await.unwrap();
         assert_eq!(reading.ended, []);
         mark = reading.mark;
     }
     open.rollback().await.unwrap();
-    assert_eq!(read_since(connection, &mark).await.unwrap().unwrap().ended, []);
-    let mut again = read_all(connection, since).await.unwrap().ended;
+    assert_eq!(read(connection, Some(&mark), since).await.unwrap().ended, []);
+    let mut again = read(connection, None, since).await.unwrap().ended;
     again.sort_by_key(|id| id.0);
     assert_eq!(again, all);
 }
