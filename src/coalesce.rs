@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 /// Turns that other tasks get before an answer leaves. The first one has the runtime look which connections can be
@@ -35,7 +36,8 @@ impl<K: Clone + Eq + Hash, V: Clone> Coalescer<K, V> {
     ///
     /// A request overlaps if it had arrived before the answer leaves; so whatever can be read by then is read first.
     pub async fn decide(&self, key: K, decide: impl Future<Output = V>) -> (V, bool) {
-        let participant = Participant { decision: self.join(key.clone()), key, coalescer: self };
+        let decision = Arc::clone(self.in_progress.lock().entry(key.clone()).or_default());
+        let participant = Participant { decision, key, coalescer: self };
         let mut shared = true;
         let decide = async {
             shared = false;
@@ -48,22 +50,12 @@ impl<K: Clone + Eq + Hash, V: Clone> Coalescer<K, V> {
         let decision = participant.decision.get_or_init(|| decide).await.clone();
         (decision, shared)
     }
-
-    fn join(&self, key: K) -> Arc<OnceCell<V>> {
-        Arc::clone(self.lock().entry(key).or_default())
-    }
-}
-
-impl<K: Eq + Hash, V> Coalescer<K, V> {
-    fn lock(&self) -> MutexGuard<'_, HashMap<K, Arc<OnceCell<V>>>> {
-        self.in_progress.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl<K: Eq + Hash, V> Drop for Participant<'_, K, V> {
     /// The first to leave with the decision takes the entry away; so does the last to leave without one.
     fn drop(&mut self) {
-        let mut in_progress = self.coalescer.lock();
+        let mut in_progress = self.coalescer.in_progress.lock();
         let ours = in_progress.get(&self.key).is_some_and(|decision| Arc::ptr_eq(decision, &self.decision));
         if ours && (self.decision.initialized() || Arc::strong_count(&self.decision) == 2) {
             in_progress.remove(&self.key);

@@ -5,9 +5,10 @@
 //! connections, too: a primary that was demoted. What one check finds holds for all older connections of the pool; they
 //! are closed without a check of their own.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions, PgConnection};
 
@@ -84,26 +85,22 @@ struct Found {
 }
 
 impl Checks {
-    fn found(&self) -> MutexGuard<'_, Found> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn is_due(&self) -> bool {
-        self.found().last.is_none_or(|last| last.elapsed() >= CHECK_INTERVAL)
+        self.0.lock().last.is_none_or(|last| last.elapsed() >= CHECK_INTERVAL)
     }
 
     /// Whether the connection can be used.
     async fn run(&self, connection: &mut PgConnection, age: Duration, due: bool) -> sqlx::Result<bool> {
-        if self.found().failed.is_some_and(|failed| age > failed.elapsed()) {
+        if self.0.lock().failed.is_some_and(|failed| age > failed.elapsed()) {
             return Ok(false);
         }
         if !due {
             return Ok(true);
         }
-        self.found().last = Some(Instant::now());
+        self.0.lock().last = Some(Instant::now());
         let outcome = within(CHECK_TIMEOUT, accepts_writes(connection)).await;
         if outcome.is_err() {
-            self.found().failed = Some(Instant::now());
+            self.0.lock().failed = Some(Instant::now());
         }
         outcome.map(|()| true)
     }

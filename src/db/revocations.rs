@@ -12,10 +12,11 @@
 
 use std::collections::HashSet;
 use std::mem;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use parking_lot::{Mutex, RwLock};
 use sqlx::PgConnection;
 
 use crate::domain::ids::SessionId;
@@ -70,21 +71,21 @@ impl Revocations {
     /// Whether the session is known to have ended.
     #[must_use]
     pub fn contains(&self, id: SessionId) -> bool {
-        let list = self.list();
+        let list = self.0.read();
         list.newer.contains(&id) || list.older.contains(&id)
     }
 
     /// Adds sessions that have ended. Their end must be committed: nothing takes them out again.
     pub fn add(&self, ended: &[SessionId]) {
         for chunk in ended.chunks(CHUNK) {
-            self.list_mut().newer.extend(chunk);
+            self.0.write().newer.extend(chunk);
         }
     }
 
     /// Adds what a reading found that began at `began`.
     pub fn add_read(&self, ended: &[SessionId], began: Instant) {
         self.add(ended);
-        let mut list = self.list_mut();
+        let mut list = self.0.write();
         list.rotate();
         (list.read, list.complete) = (began, true);
     }
@@ -92,33 +93,25 @@ impl Revocations {
     /// How old the list is: for so long, sessions that ended elsewhere may be missing.
     #[must_use]
     pub fn age(&self) -> Duration {
-        self.list().read.elapsed()
+        self.0.read().read.elapsed()
     }
 
     /// The same, or `None` before the first reading.
     #[must_use]
     pub fn age_if_complete(&self) -> Option<Duration> {
-        let list = self.list();
+        let list = self.0.read();
         list.complete.then(|| list.read.elapsed())
     }
 
     #[must_use]
     pub fn len(&self) -> usize {
-        let list = self.list();
+        let list = self.0.read();
         list.newer.len() + list.older.len()
     }
 
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    fn list(&self) -> RwLockReadGuard<'_, List> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn list_mut(&self) -> RwLockWriteGuard<'_, List> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -138,12 +131,12 @@ impl Ending {
     }
 
     pub fn add(&self, ended: &[SessionId]) {
-        self.ended.lock().unwrap_or_else(PoisonError::into_inner).extend(ended);
+        self.ended.lock().extend(ended);
     }
 
     /// The write is committed, in whichever attempt.
     pub fn committed(&self) {
-        self.revocations.add(&mem::take(&mut *self.ended.lock().unwrap_or_else(PoisonError::into_inner)));
+        self.revocations.add(&mem::take(&mut *self.ended.lock()));
     }
 }
 
@@ -205,7 +198,7 @@ mod tests {
     #[test]
     fn an_entry_is_remembered_for_its_lifetime_and_not_for_ever() {
         let revocations = Revocations::new(Duration::from_secs(100));
-        let age = |seconds| revocations.list_mut().begun -= Duration::from_secs(seconds);
+        let age = |seconds| revocations.0.write().begun -= Duration::from_secs(seconds);
         let (first, second) = (SessionId::generate(), SessionId::generate());
         revocations.add(&[first]);
         let read = |ended: &[SessionId]| revocations.add_read(ended, Instant::now());

@@ -19,9 +19,10 @@
 //! was settled. A client that lost its answer in this way needs `REFRESH_GRACE_SECONDS`.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use sqlx::{PgConnection, PgPool};
 
 use super::{certain, database_message};
@@ -100,20 +101,19 @@ impl<W: Settle> Unanswered<W> {
     where
         W: PartialEq,
     {
-        self.list().writes.iter().any(|remembered| *remembered.write == *write)
+        self.0.list.lock().writes.iter().any(|remembered| *remembered.write == *write)
     }
 
     /// Settles what is left, before the process ends.
     pub async fn settle(&self) -> sqlx::Result<()> {
-        let to_settle = |remembered: &&Remembered<W>| remembered.to_settle;
-        let writes: Vec<Arc<W>> =
-            self.list().writes.iter().filter(to_settle).map(|remembered| Arc::clone(&remembered.write)).collect();
-        let (began, writes) = (Instant::now(), &writes);
+        let to_settle = |remembered: &Remembered<W>| remembered.to_settle.then(|| Arc::clone(&remembered.write));
+        let writes: &Vec<Arc<W>> = &self.0.list.lock().writes.iter().filter_map(to_settle).collect();
+        let began = Instant::now();
         if !writes.is_empty() {
             certain::execute(&self.0.pool, |mut connection, _| async move { W::settle(&mut connection, writes).await })
                 .await?;
         }
-        self.list().writes.retain(|remembered| {
+        self.0.list.lock().writes.retain(|remembered| {
             let lifetime = if remembered.to_settle { STATEMENT_LIFETIME } else { MOMENT };
             remembered.since + lifetime >= began
         });
@@ -121,7 +121,7 @@ impl<W: Settle> Unanswered<W> {
     }
 
     fn add(&self, write: W, to_settle: bool) {
-        let mut list = self.list();
+        let mut list = self.0.list.lock();
         if list.writes.len() >= if to_settle { CAPACITY } else { CAPACITY / 2 } {
             return;
         }
@@ -142,7 +142,7 @@ impl<W: Settle> Unanswered<W> {
                 tracing::debug!(error = %database_message(error), "not settled yet");
             }
             {
-                let mut list = self.list();
+                let mut list = self.0.list.lock();
                 if list.writes.is_empty() || matches!(outcome, Err(sqlx::Error::PoolClosed)) {
                     list.settling = false;
                     return;
@@ -150,10 +150,6 @@ impl<W: Settle> Unanswered<W> {
             }
             tokio::time::sleep(PAUSE).await;
         }
-    }
-
-    fn list(&self) -> MutexGuard<'_, List<W>> {
-        self.0.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -6,7 +6,6 @@
 use std::convert::Infallible;
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -19,6 +18,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -149,27 +149,23 @@ impl Activity {
         Self { head_timeout, current: Mutex::new(Current { phase: Phase::Head, since: now, taken: now }) }
     }
 
-    fn current(&self) -> MutexGuard<'_, Current> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn phase(&self) -> Phase {
-        self.current().phase
+        self.current.lock().phase
     }
 
     fn enter(&self, phase: Phase) {
-        let mut current = self.current();
+        let mut current = self.current.lock();
         (current.phase, current.since) = (phase, Instant::now());
     }
 
     fn begin_answer(&self) {
         let now = Instant::now();
-        *self.current() = Current { phase: Phase::Idle, since: now, taken: now };
+        *self.current.lock() = Current { phase: Phase::Idle, since: now, taken: now };
     }
 
     /// Notes that the client takes so many bytes of an answer, or, with `None`, none now.
     fn written(&self, bytes: Option<usize>) {
-        let mut current = self.current();
+        let mut current = self.current.lock();
         let now = Instant::now();
         let Some(bytes) = bytes else {
             if current.phase != Phase::Write {
@@ -187,7 +183,7 @@ impl Activity {
     /// Waits until a phase has lasted for too long.
     async fn timed_out(&self, idle_timeout: Duration) {
         loop {
-            let Current { phase, since, .. } = *self.current();
+            let Current { phase, since, .. } = *self.current.lock();
             let now = Instant::now();
             let deadline = match phase {
                 Phase::Head => since + self.head_timeout,

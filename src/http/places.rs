@@ -3,9 +3,10 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use ipnet::IpNet;
+use parking_lot::Mutex;
 
 use crate::domain::network::{TrustedProxies, counted_network};
 
@@ -70,23 +71,19 @@ impl Places {
         let untrusted = self.trusted_proxies.distrusts(peer);
         let peer = counted_network(peer);
         let place = |probes_only| Place { places: Arc::clone(self), peer, probes_only };
-        let mut general = self.group(false);
+        let mut general = self.general.lock();
         let share = if untrusted { (general.limit / 4).max(1) } else { general.limit };
         if general.take(peer, share) {
             return Some(place(false));
         }
         drop(general);
-        self.group(true).take(peer, PROBE_PLACES_PER_PEER).then(|| place(true))
-    }
-
-    fn group(&self, probes: bool) -> MutexGuard<'_, Group> {
-        let group = if probes { &self.probes } else { &self.general };
-        group.lock().unwrap_or_else(PoisonError::into_inner)
+        self.probes.lock().take(peer, PROBE_PLACES_PER_PEER).then(|| place(true))
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.places.group(self.probes_only).give_back(self.peer);
+        let group = if self.probes_only { &self.places.probes } else { &self.places.general };
+        group.lock().give_back(self.peer);
     }
 }

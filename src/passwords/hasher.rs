@@ -7,8 +7,10 @@
 //! nor the load on the machine tells an account with a foreign hash from another one or from none, however many attempts
 //! come at once.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::pool::{Overloaded, PoolSettings, Slot, WorkerPool};
 use super::refusal_delay::HashTimings;
@@ -73,7 +75,7 @@ impl Hasher {
     /// Admits a caller that is going to hash or verify one password, or refuses it, before anything else is spent on the
     /// request, when that would take too long.
     pub async fn acquire(&self) -> Result<HashSlot<'_>, Overloaded> {
-        let expected = self.shared.timings().current();
+        let expected = self.shared.timings.lock().current();
         let slot = self.pool.acquire(expected).await?;
         Ok(HashSlot { slot, hasher: self })
     }
@@ -87,9 +89,9 @@ impl Hasher {
     /// Sets which costs the hashes in the table have. New ones are measured at once, so that the first refusal is already
     /// delayed by the right time.
     pub async fn set_foreign(&self, costs: Vec<HashCost>) {
-        let unmeasured = self.shared.timings().set_foreign(costs);
+        let unmeasured = self.shared.timings.lock().set_foreign(costs);
         for cost in unmeasured.into_iter().flat_map(|cost| [cost; FIRST_SAMPLES]) {
-            let expected = self.shared.timings().expected(cost);
+            let expected = self.shared.timings.lock().expected(cost);
             // A pool that is overloaded gets its samples from the logins it serves.
             let Ok(slot) = self.foreign_pool.acquire(expected).await else { return };
             let shared = Arc::clone(&self.shared);
@@ -116,7 +118,7 @@ impl HashSlot<'_> {
             shared.measured(shared.settings.cost.into(), started.elapsed());
             hash
         };
-        let expected = self.hasher.shared.timings().current();
+        let expected = self.hasher.shared.timings.lock().current();
         self.slot.run(expected, work).await
     }
 
@@ -125,7 +127,7 @@ impl HashSlot<'_> {
         let shared = &self.hasher.shared;
         let foreign = stored.as_ref().and_then(|hash| shared.foreign_cost_of(hash));
         let (expected, refusal) = {
-            let mut timings = shared.timings();
+            let mut timings = shared.timings.lock();
             (timings.current(), timings.refusal(foreign))
         };
         let current = stored.clone().filter(|_| foreign.is_none());
@@ -162,11 +164,6 @@ impl Checked {
 }
 
 impl Shared {
-    fn timings(&self) -> MutexGuard<'_, HashTimings> {
-        // No code that can panic runs under the lock, so a poisoned one is still consistent.
-        self.timings.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The cost of a hash, if that is not the cost of new ones.
     fn foreign_cost_of(&self, hash: &PasswordHash) -> Option<HashCost> {
         Scheme::of(hash).cost().filter(|&cost| cost != self.settings.cost.into())
@@ -205,7 +202,7 @@ impl Shared {
 
     fn measured(&self, cost: HashCost, took: Duration) {
         self.metrics.hash_seconds.observe(took.as_secs_f64());
-        let mut timings = self.timings();
+        let mut timings = self.timings.lock();
         timings.add(cost, took);
         let each = timings.current().as_secs_f64();
         drop(timings);
@@ -259,17 +256,17 @@ mod tests {
         // Far more than any of the hashes takes, so that only the turns tell.
         let turn = Duration::from_millis(60);
         let bcrypt = HashCost::Bcrypt { cost: 4 };
-        hasher.shared.timings().set_foreign(vec![bcrypt]);
+        hasher.shared.timings.lock().set_foreign(vec![bcrypt]);
         for stored in [None, Some(current.as_str()), Some(""), Some(BCRYPT), Some(CHEAP)] {
             for _ in 0..32 {
-                hasher.shared.timings().add(bcrypt, turn);
+                hasher.shared.timings.lock().add(bcrypt, turn);
             }
-            let hashes = || hasher.shared.metrics.hash_seconds.get_sample_count();
-            let before = hashes();
+            let computed = || hasher.shared.metrics.hash_seconds.get_sample_count();
+            let before = computed();
             for (times, took) in (1..).zip(refusals(&hasher, stored).await) {
                 assert!(took >= turn * times, "{stored:?}: refusal {times} came after {took:?}");
             }
-            assert_eq!(hashes(), before + 12, "{stored:?}");
+            assert_eq!(computed(), before + 12, "{stored:?}");
         }
     }
 
@@ -278,7 +275,7 @@ mod tests {
         let hasher = hasher();
         let right = || Password::attempt("right".to_owned());
         let current = hasher.acquire().await.unwrap().hash(right()).await.unwrap();
-        hasher.shared.timings().refusal(Some(HashCost::Bcrypt { cost: 4 }));
+        hasher.shared.timings.lock().refusal(Some(HashCost::Bcrypt { cost: 4 }));
         let before = hasher.foreign_pool.acquire(Duration::from_hours(1)).await.unwrap();
         let slot = hasher.acquire().await.unwrap();
         assert!(slot.verify(right(), Some(current.clone())).await.unwrap().is_match());
@@ -294,12 +291,12 @@ mod tests {
     async fn no_refusal_is_delayed_once_no_foreign_hash_is_left() {
         let hasher = Arc::new(hasher());
         for foreign in [BCRYPT, CHEAP] {
-            assert_eq!(hasher.shared.timings().refusal(None), None);
+            assert_eq!(hasher.shared.timings.lock().refusal(None), None);
             // One is met before the table was looked at, and is gone again.
             refusals(&hasher, Some(foreign)).await;
-            assert!(hasher.shared.timings().refusal(None).is_some());
+            assert!(hasher.shared.timings.lock().refusal(None).is_some());
             hasher.set_foreign(Vec::new()).await;
         }
-        assert_eq!(hasher.shared.timings().refusal(None), None);
+        assert_eq!(hasher.shared.timings.lock().refusal(None), None);
     }
 }

@@ -13,10 +13,11 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 use tracing::field::Empty;
 use tracing::{Instrument as _, trace_span};
@@ -101,11 +102,7 @@ impl<S: Default + 'static> WorkerPool<S> {
         Self::with_group_delay(settings, MAX_GROUP_DELAY, metrics)
     }
 
-    fn with_group_delay(
-        settings: PoolSettings,
-        max_group_delay: Duration,
-        metrics: &Metrics,
-    ) -> std::io::Result<Self> {
+    fn with_group_delay(settings: PoolSettings, max_group_delay: Duration, metrics: &Metrics) -> std::io::Result<Self> {
         let now = Instant::now();
         let state = State {
             queue: VecDeque::new(),
@@ -148,7 +145,7 @@ impl<S> WorkerPool<S> {
 
 impl<S> Drop for WorkerPool<S> {
     fn drop(&mut self) {
-        self.shared.lock().closed = true;
+        self.shared.state.lock().closed = true;
         self.shared.enqueued.notify_all();
     }
 }
@@ -191,12 +188,12 @@ impl<S> Slot<'_, S> {
         self.enqueue(expected, work);
         receiver.instrument(span).await.map_err(|_| {
             self.shared.metrics.hash_shed.inc();
-            self.shared.overloaded(&self.shared.lock())
+            self.shared.overloaded(&self.shared.state.lock())
         })
     }
 
     fn enqueue(&mut self, expected: Duration, work: Work<S>) {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         state.backlog = state.backlog.saturating_sub(self.expected) + expected;
         self.expected = expected;
         let ticket = state.next_ticket;
@@ -213,7 +210,7 @@ impl<S> Slot<'_, S> {
 
 impl<S> Drop for Slot<'_, S> {
     fn drop(&mut self) {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         let Some(ticket) = self.ticket else {
             state.backlog = state.backlog.saturating_sub(self.expected);
             return;
@@ -232,11 +229,6 @@ fn milliseconds(time: Duration) -> f64 {
 }
 
 impl<S> Shared<S> {
-    fn lock(&self) -> MutexGuard<'_, State<S>> {
-        // No code that can panic runs under the lock, so a poisoned one is still consistent.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn wait(&self, state: &State<S>) -> Duration {
         state.backlog / u32::try_from(self.settings.concurrency).unwrap_or(u32::MAX)
     }
@@ -256,7 +248,7 @@ impl<S> Shared<S> {
     }
 
     fn admit(&self, expected: Duration) -> Result<(Slot<'_, S>, Instant), Overloaded> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if self.wait(&state) > self.settings.max_wait {
             self.metrics.hash_shed.inc();
             return Err(self.overloaded(&state));
@@ -279,7 +271,7 @@ impl<S> Shared<S> {
     /// The next job, once the callers are notified whose time would pass during it. `None` when the pool is closed.
     fn next(&self) -> Option<Job<S>> {
         loop {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             if state.closed {
                 return None;
             }
@@ -292,7 +284,7 @@ impl<S> Shared<S> {
                     notify();
                 }
             } else if job.is_none() {
-                drop(self.enqueued.wait(state).unwrap_or_else(PoisonError::into_inner));
+                self.enqueued.wait(&mut state);
             }
             if job.is_some() {
                 return job;
@@ -302,7 +294,7 @@ impl<S> Shared<S> {
 
     /// Without `notify` the job has no outcome.
     fn finish(&self, expected: Duration, notify: Option<Notify>) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         self.release(&mut state, expected);
         if state.done.is_empty() {
             state.notify_at = Instant::now() + self.group_delay(&state);

@@ -32,7 +32,7 @@ async fn an_admitted_caller_counts_until_it_goes_away() {
     drop(third);
     // The better estimate replaces the first one.
     fourth.run(BRIEF, |()| ()).await.unwrap();
-    assert_eq!(pool.shared.lock().backlog, Duration::ZERO);
+    assert_eq!(pool.shared.state.lock().backlog, Duration::ZERO);
 }
 
 #[tokio::test]
@@ -78,13 +78,13 @@ async fn callers_are_notified_together_while_others_wait() {
     let _coming = pool.shared.admit(LONG).unwrap();
     for (before, end) in ends.into_iter().enumerate() {
         begins.recv().unwrap();
-        assert_eq!(pool.shared.lock().done.len(), before, "a caller was notified alone");
+        assert_eq!(pool.shared.state.lock().done.len(), before, "a caller was notified alone");
         drop(end);
     }
     for caller in callers {
         caller.await;
     }
-    assert!(pool.shared.lock().done.is_empty());
+    assert!(pool.shared.state.lock().done.is_empty());
 }
 
 #[tokio::test]
@@ -96,7 +96,7 @@ async fn a_panic_fails_its_caller_and_the_worker_goes_on() {
     }
     pool.acquire(BRIEF).await.unwrap().run(BRIEF, |()| ()).await.unwrap();
     assert!(pool.is_complete());
-    assert_eq!(pool.shared.lock().backlog, Duration::ZERO);
+    assert_eq!(pool.shared.state.lock().backlog, Duration::ZERO);
     assert_eq!(pool.shared.metrics.hash_queue_depth.get(), 0);
 }
 
