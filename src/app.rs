@@ -70,7 +70,6 @@ impl std::ops::Deref for App {
 }
 
 /// What the commands that need no [`App`] are given.
-#[must_use]
 pub fn command_pool(database: &DatabaseSettings) -> PgPool {
     db::command_pool(&database.postgres_dsn.options)
 }
@@ -88,7 +87,6 @@ impl App {
     }
 
     /// Whether all workers are there that were started: one that a bug has ended is not replaced.
-    #[must_use]
     pub fn has_all_workers(&self) -> bool {
         self.hasher.is_complete()
             && self.account_lookups.is_complete()

@@ -81,7 +81,6 @@ pub enum AccessRefusal {
 
 impl AccessRefusal {
     /// The name that is sent and counted.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Invalid => "invalid",

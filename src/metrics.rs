@@ -45,7 +45,6 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    #[must_use]
     pub fn new() -> Self {
         let registry = Registry::new();
         let histogram = |name, help, labels: &[&str], buckets: &[f64]| {
@@ -138,7 +137,6 @@ impl Metrics {
     }
 
     /// The current values in Prometheus' text format, and its content type.
-    #[must_use]
     pub fn render(&self) -> (String, &'static str) {
         let mut text = Vec::new();
         // Encoding fails for an instrument without samples only; that one is left out.

@@ -61,7 +61,6 @@ pub fn finish_request(span: &Span, status: u16) {
 }
 
 /// The current span, if it is recorded.
-#[must_use]
 pub fn current() -> Span {
     let recorded = || Context::current().span().span_context().is_sampled();
     if tracing::span_enabled!(target: TARGET, Level::TRACE) && recorded() { Span::current() } else { Span::none() }
@@ -69,7 +68,6 @@ pub fn current() -> Span {
 
 /// Starts the span of calls that are executed together: in the trace of the first that is recorded, and with links to
 /// and from all of them.
-#[must_use]
 pub fn start_batch<'a>(callers: impl Iterator<Item = &'a Span> + Clone) -> Span {
     let calls = i64::try_from(callers.clone().count()).unwrap_or(i64::MAX);
     let mut recorded = callers.filter(|span| !span.is_none()).peekable();

@@ -55,7 +55,6 @@ impl Dsn {
     }
 
     /// These options with the user and the password of this address. Without a password in it, theirs stays.
-    #[must_use]
     pub fn with_credentials(&self, options: PgConnectOptions) -> PgConnectOptions {
         let options = options.username(self.options.get_username());
         match &self.password {
@@ -65,7 +64,6 @@ impl Dsn {
     }
 
     /// Whether user and password are the same.
-    #[must_use]
     pub fn has_credentials_of(&self, other: &Self) -> bool {
         let password = |dsn: &Self| dsn.password.as_ref().map(|password| password.expose_secret().to_owned());
         self.options.get_username() == other.options.get_username() && password(self) == password(other)

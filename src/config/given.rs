@@ -125,7 +125,6 @@ impl<T: Settings> Given<T> {
 }
 
 /// Some editors and shells begin a text file with this mark. It belongs to no secret.
-#[must_use]
 pub fn without_byte_order_mark(text: &str) -> &str {
     text.strip_prefix('\u{feff}').unwrap_or(text)
 }

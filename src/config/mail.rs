@@ -41,7 +41,6 @@ pub struct MailSettings {
 }
 
 impl MailSettings {
-    #[must_use]
     pub fn is_on(&self) -> bool {
         self.mail_from.is_some()
     }

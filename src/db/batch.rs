@@ -115,7 +115,6 @@ pub struct Batcher<C: BatchedCall> {
 impl<C: BatchedCall> Batcher<C> {
     /// Starts the workers on the current runtime; each takes a connection of the pool for each batch. A batch has at
     /// most `max_batch` calls.
-    #[must_use]
     pub fn start(pool: &PgPool, workers: u32, max_batch: usize) -> Self {
         let (calls, waiting) = mpsc::channel(QUEUE_DEPTH);
         let collector = Mutex::new(Collector { calls: waiting, last: 0 });

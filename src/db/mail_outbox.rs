@@ -41,7 +41,6 @@ pub struct NewMail {
 }
 
 impl NewMail {
-    #[must_use]
     pub fn new(template: Template, locale: Locale, recipient: Recipient, now: DateTime<Utc>) -> Self {
         Self { id: Uuid::now_v7(), template, locale, recipient, now }
     }

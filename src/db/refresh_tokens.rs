@@ -202,7 +202,6 @@ pub enum TokenState {
 
 impl TokenState {
     /// The name in the audit log.
-    #[must_use]
     pub fn label(&self) -> &'static str {
         match self {
             Self::Throttled(_) => "throttled",

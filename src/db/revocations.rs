@@ -61,7 +61,6 @@ impl Default for Revocations {
 
 impl Revocations {
     /// An empty list, whose entries are remembered for `lifetime` at least.
-    #[must_use]
     pub fn new(lifetime: Duration) -> Self {
         let now = Instant::now();
         let (newer, older) = (HashSet::new(), HashSet::new());
@@ -69,7 +68,6 @@ impl Revocations {
     }
 
     /// Whether the session is known to have ended.
-    #[must_use]
     pub fn contains(&self, id: SessionId) -> bool {
         let list = self.0.read();
         list.newer.contains(&id) || list.older.contains(&id)
@@ -91,25 +89,21 @@ impl Revocations {
     }
 
     /// How old the list is: for so long, sessions that ended elsewhere may be missing.
-    #[must_use]
     pub fn age(&self) -> Duration {
         self.0.read().read.elapsed()
     }
 
     /// The same, or `None` before the first reading.
-    #[must_use]
     pub fn age_if_complete(&self) -> Option<Duration> {
         let list = self.0.read();
         list.complete.then(|| list.read.elapsed())
     }
 
-    #[must_use]
     pub fn len(&self) -> usize {
         let list = self.0.read();
         list.newer.len() + list.older.len()
     }
 
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -125,7 +119,6 @@ pub struct Ending {
 }
 
 impl Ending {
-    #[must_use]
     pub fn new(revocations: &Revocations) -> Self {
         Self { revocations: revocations.clone(), ended: Mutex::default() }
     }

@@ -48,7 +48,6 @@ pub struct NewSession {
 
 impl NewSession {
     /// Its key, for the case that the client is not told of it.
-    #[must_use]
     pub fn opened(&self) -> OpenedSession {
         OpenedSession { id: self.id, jti: self.jti.clone() }
     }

@@ -85,7 +85,6 @@ pub struct Expected<W: Settle> {
 }
 
 impl<W: Settle> Unanswered<W> {
-    #[must_use]
     pub fn new(pool: PgPool, request_timeout: Duration) -> Self {
         let list = Mutex::new(List { writes: VecDeque::new(), settling: false });
         Self(Arc::new(Shared { pool, min_wait: MIN_WAIT.min(request_timeout / 2), list }))

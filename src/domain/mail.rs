@@ -17,7 +17,6 @@ impl Template {
         [Self::ResetPassword, Self::VerifyEmail, Self::PasswordChanged, Self::PasswordReset, Self::NewSignIn];
 
     /// Its name in the database, in metrics and in the names of files.
-    #[must_use]
     pub fn label(self) -> &'static str {
         match self {
             Self::ResetPassword => "reset_password",
@@ -28,13 +27,11 @@ impl Template {
         }
     }
 
-    #[must_use]
     pub fn from_label(label: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|template| template.label() == label)
     }
 
     /// How long the token of such a mail is valid; notices have none.
-    #[must_use]
     pub fn token_lifetime(self) -> Option<TimeDelta> {
         match self {
             Self::ResetPassword => Some(TimeDelta::minutes(30)),
@@ -56,7 +53,6 @@ impl Locale {
     pub const ALL: [Self; 2] = [Self::En, Self::De];
 
     /// Its name in the database and in the names of files (ISO 639-1).
-    #[must_use]
     pub fn label(self) -> &'static str {
         match self {
             Self::En => "en",
@@ -65,19 +61,16 @@ impl Locale {
     }
 
     /// The locale of a language tag such as `de-AT` (RFC 5646), if there are texts in its language.
-    #[must_use]
     pub fn from_tag(tag: &str) -> Option<Self> {
         let language = tag.trim().split(['-', '_']).next().unwrap_or_default();
         Self::ALL.into_iter().find(|locale| locale.label().eq_ignore_ascii_case(language))
     }
 
-    #[must_use]
     pub fn from_label(label: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|locale| locale.label() == label)
     }
 
     /// What an `Accept-Language` header prefers among the languages that there are texts in (RFC 9110 §12.5.4).
-    #[must_use]
     pub fn accepted(header: &str) -> Option<Self> {
         let weighted = header.split(',').filter_map(|entry| {
             let (tag, weight) = entry.split_once(';').unwrap_or((entry, "q=1"));

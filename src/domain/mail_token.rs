@@ -12,24 +12,20 @@ pub struct MailToken(SecretString);
 
 impl MailToken {
     /// 32 random bytes in base64url: 43 characters that need no escaping in a link.
-    #[must_use]
     pub fn generate() -> Self {
         Self(Base64UrlUnpadded::encode_string(&rand::random::<[u8; 32]>()).into())
     }
 
     /// A token that somebody presents: any text may be tried.
-    #[must_use]
     pub fn presented(text: String) -> Self {
         Self(text.into())
     }
 
     /// What the store knows the token by. No salt and no slow hash: it has 256 random bits.
-    #[must_use]
     pub fn hash(&self) -> MailTokenHash {
         MailTokenHash(Sha256::digest(self.0.expose_secret()).to_vec())
     }
 
-    #[must_use]
     pub fn expose(&self) -> &str {
         self.0.expose_secret()
     }

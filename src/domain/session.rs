@@ -37,7 +37,6 @@ impl EndReason {
     ];
 
     /// The name that is stored and sent.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Logout => "logout",
@@ -53,7 +52,6 @@ impl EndReason {
     }
 
     /// Reads a stored name; the table's check constraint admits no other.
-    #[must_use]
     pub fn from_stored(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|reason| reason.as_str() == name)
     }

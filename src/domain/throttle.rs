@@ -27,13 +27,11 @@ impl Limit {
     }
 
     /// How far one event moves a bucket, in microseconds.
-    #[must_use]
     pub fn step(&self) -> i64 {
         self.interval.num_microseconds().unwrap_or(i64::MAX)
     }
 
     /// How far all that fit at once move it.
-    #[must_use]
     pub fn size(&self) -> i64 {
         self.step().saturating_mul(self.burst.into())
     }
@@ -82,7 +80,6 @@ pub const THROTTLE: Throttle = Throttle {
 
 impl Throttle {
     /// What a login is counted in.
-    #[must_use]
     pub fn login(&self, email: &Email, client: IpAddr) -> Vec<Bucket> {
         let mut buckets = self.login_of_account(email, client).to_vec();
         buckets.push(Bucket::new("login-network", Some(counted_network(client)), "", self.login_network));
@@ -91,7 +88,6 @@ impl Throttle {
     }
 
     /// As [`Throttle::login`], only for this account.
-    #[must_use]
     pub fn login_of_account(&self, email: &Email, client: IpAddr) -> [Bucket; 2] {
         let (account, network) = (email.lowered(), Some(counted_network(client)));
         let elsewhere = Bucket::new("login-account-elsewhere", None, account, self.login_account_elsewhere);
@@ -102,7 +98,6 @@ impl Throttle {
     }
 
     /// What a registration is counted in.
-    #[must_use]
     pub fn register(&self, client: IpAddr) -> Vec<Bucket> {
         let network = Some(counted_network(client));
         let mut buckets = vec![Bucket::new("register-network", network, "", self.register_network)];
@@ -112,7 +107,6 @@ impl Throttle {
     }
 
     /// What a mail is counted in that a client asks for.
-    #[must_use]
     pub fn mail(&self, template: Template, email: &Email, client: IpAddr) -> Vec<Bucket> {
         let mut buckets = vec![
             Bucket::new(template.label(), None, email.lowered(), self.mail_address),

@@ -72,7 +72,6 @@ fn routes() -> OpenApiRouter<App> {
 }
 
 /// The OpenAPI document.
-#[must_use]
 pub fn openapi() -> utoipa::openapi::OpenApi {
     // The last is served with any method, which the document cannot say.
     let documented = routes().merge(mail::routes()).routes(routes!(verify::verify));
@@ -80,7 +79,6 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
 }
 
 /// Puts routes and layers together.
-#[must_use]
 pub fn build(app: App) -> HttpService {
     let mail = if app.config.mail.is_on() { mail::routes() } else { OpenApiRouter::new() };
     let (router, _) = routes().merge(mail).split_for_parts();

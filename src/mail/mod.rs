@@ -48,7 +48,6 @@ pub enum Content {
 }
 
 impl Content {
-    #[must_use]
     pub fn template(&self) -> Template {
         match self {
             Self::ResetPassword { .. } => Template::ResetPassword,

@@ -81,7 +81,6 @@ impl Hasher {
     }
 
     /// Whether no worker has ended.
-    #[must_use]
     pub fn is_complete(&self) -> bool {
         self.pool.is_complete() && self.foreign_pool.is_complete()
     }

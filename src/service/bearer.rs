@@ -18,7 +18,6 @@ pub struct Bearer {
 
 impl Bearer {
     /// An administrator as the one who changes the account of somebody else. Only for a bearer of [`require_admin`].
-    #[must_use]
     pub fn as_admin_at(&self, client: &ClientInfo) -> Actor {
         Actor::Admin { id: self.user.id, ip: client.ip }
     }
