@@ -55,19 +55,12 @@ impl Metrics {
             |name, help, labels: &[&str]| registered(&registry, IntCounterVec::new(Opts::new(name, help), labels));
         let counter = |name, help| registered(&registry, IntCounter::new(name, help));
         let gauge = |name, help| registered(&registry, IntGauge::new(name, help));
+        let measure = |name, help| registered(&registry, Gauge::new(name, help));
         let times = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
         let sizes = [64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0];
         let (by_route, by_method, by_status) = (["handler"], ["handler", "method"], ["handler", "method", "status"]);
         let hash_seconds = HistogramOpts::new("auth_password_hash_seconds", "Time of one password hash on its thread.")
             .buckets(vec![0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28]);
-        let capacity =
-            Gauge::new("auth_login_capacity_per_second", "Logins per second that hashing allows, as measured.");
-        let oldest_unsent =
-            Gauge::new("auth_mail_oldest_unsent_seconds", "Age of the oldest mail that waits to be sent.");
-        let age = Gauge::new(
-            "auth_revocation_age_seconds",
-            "For how long sessions that ended elsewhere may not be known here.",
-        );
         let metrics = Self {
             http_requests: counters("http_requests_total", "Requests by route, method and status class.", &by_status),
             http_seconds: histogram("http_request_duration_seconds", "Time to the response head.", &by_method, &times),
@@ -81,7 +74,10 @@ impl Metrics {
             hash_seconds: registered(&registry, Histogram::with_opts(hash_seconds)),
             hash_queue_depth: gauge("auth_password_queue_depth", "Password hashes waiting or being computed."),
             hash_shed: counter("auth_password_shed_total", "Requests refused because hashing would start too late."),
-            login_capacity: registered(&registry, capacity),
+            login_capacity: measure(
+                "auth_login_capacity_per_second",
+                "Logins per second that hashing allows, as measured.",
+            ),
             logins: counters("auth_logins_total", "Logins by outcome.", &["outcome"]),
             refreshes: counters("auth_refresh_total", "Refreshes by outcome.", &["outcome"]),
             replays_detected: counter(
@@ -89,14 +85,20 @@ impl Metrics {
                 "Sessions ended because a used refresh token came back.",
             ),
             mails: counters("auth_mail_total", "Attempts to send a mail by outcome.", &["outcome", "template"]),
-            mail_oldest_unsent: registered(&registry, oldest_unsent),
+            mail_oldest_unsent: measure(
+                "auth_mail_oldest_unsent_seconds",
+                "Age of the oldest mail that waits to be sent.",
+            ),
             tokens_verified: counters(
                 "auth_tokens_verified_total",
                 "Tokens presented, by the key that verified them.",
                 &["type", "kid", "outcome"],
             ),
             verifications: counters("auth_verifications_total", "Requests that gateways asked about.", &["outcome"]),
-            revocation_age: registered(&registry, age),
+            revocation_age: measure(
+                "auth_revocation_age_seconds",
+                "For how long sessions that ended elsewhere may not be known here.",
+            ),
             revocation_entries: gauge(
                 "auth_revocation_entries",
                 "Ended sessions whose access tokens are refused from memory.",
