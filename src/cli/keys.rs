@@ -5,7 +5,8 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use clap::{Subcommand, ValueEnum};
+use clap::Subcommand;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use secrecy::ExposeSecret;
 use serde_json::json;
 
@@ -19,8 +20,9 @@ pub(super) enum KeyCommand {
     /// Make a private key for `JWT_SIGNING_KEY_FILE`
     Generate {
         /// What it signs with
-        #[arg(long, value_enum, default_value = "ed25519")]
-        algorithm: AlgorithmName,
+        #[arg(long, default_value = "ed25519",
+            value_parser = PossibleValuesParser::new(["ed25519", "es256"]).map(|name| algorithm(&name)))]
+        algorithm: KeyAlgorithm,
         /// The file to write; it must not exist
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
@@ -35,24 +37,13 @@ pub(super) enum KeyCommand {
     },
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-pub(super) enum AlgorithmName {
-    Ed25519,
-    Es256,
-}
-
-impl From<AlgorithmName> for KeyAlgorithm {
-    fn from(name: AlgorithmName) -> Self {
-        match name {
-            AlgorithmName::Ed25519 => Self::Ed25519,
-            AlgorithmName::Es256 => Self::Es256,
-        }
-    }
+fn algorithm(name: &str) -> KeyAlgorithm {
+    if name == "es256" { KeyAlgorithm::Es256 } else { KeyAlgorithm::Ed25519 }
 }
 
 pub(super) fn run(command: KeyCommand) -> Result<(), CliError> {
     match command {
-        KeyCommand::Generate { algorithm, out } => generate(algorithm.into(), &out),
+        KeyCommand::Generate { algorithm, out } => generate(algorithm, &out),
         KeyCommand::List { json, keys } => list(&keys.resolve()?, json),
     }
 }
