@@ -147,14 +147,6 @@ impl Fields {
 
 /// The words of a choice, as in `'this', 'others' or 'all'`.
 fn list<T>(choices: &[(&str, T)]) -> String {
-    let mut phrase = String::new();
-    for (at, (word, _)) in choices.iter().enumerate() {
-        let separator = match choices.len() - at {
-            _ if at == 0 => "",
-            1 => " or ",
-            _ => ", ",
-        };
-        phrase.extend([separator, "'", word, "'"]);
-    }
-    phrase
+    let words: Vec<_> = choices.iter().map(|(word, _)| format!("'{word}'")).collect();
+    words.split_last().map_or_else(String::new, |(last, others)| format!("{} or {last}", others.join(", ")))
 }
