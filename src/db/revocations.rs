@@ -205,24 +205,4 @@ mod tests {
         read(&[]);
         assert_eq!(revocations.len(), 0);
     }
-
-    #[test]
-    fn only_a_reading_completes_the_list() {
-        let revocations = Revocations::new(Duration::from_secs(1));
-        revocations.add(&[SessionId::generate()]);
-        assert_eq!(revocations.age_if_complete(), None);
-        revocations.add_read(&[], Instant::now());
-        assert!(revocations.age_if_complete().is_some());
-    }
-
-    #[test]
-    fn what_was_not_committed_is_not_revoked() {
-        let revocations = Revocations::new(Duration::from_secs(1));
-        let (undone, done) = (SessionId::generate(), SessionId::generate());
-        Ending::new(&revocations).add(&[undone]);
-        let ending = Ending::new(&revocations);
-        ending.add(&[done]);
-        ending.committed();
-        assert!(revocations.contains(done) && !revocations.contains(undone));
-    }
 }

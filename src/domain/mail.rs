@@ -81,37 +81,3 @@ impl Locale {
         weighted.reduce(|best, next| if next.1 > best.1 { next } else { best }).map(|(locale, _)| locale)
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_language_tag_names_the_locale_of_its_language() {
-        for (tag, locale) in [
-            (" de", Some(Locale::De)),
-            ("DE-at", Some(Locale::De)),
-            ("en_GB", Some(Locale::En)),
-            ("den", None),
-            ("", None),
-        ] {
-            assert_eq!(Locale::from_tag(tag), locale, "{tag}");
-        }
-    }
-
-    #[test]
-    fn the_preferred_language_that_there_are_texts_in_counts() {
-        for (header, locale) in [
-            ("de", Some(Locale::De)),
-            ("de-AT, de;q=0.9, en;q=0.8", Some(Locale::De)),
-            ("en-GB,de;q=0.9", Some(Locale::En)),
-            ("fr, de;q=0.2, en;q=0.5", Some(Locale::En)),
-            ("de;q=0, en;q=0.1", Some(Locale::En)),
-            ("en, de", Some(Locale::En)),
-            ("de;q=x, fr, *", None),
-            ("", None),
-        ] {
-            assert_eq!(Locale::accepted(header), locale, "{header}");
-        }
-    }
-}

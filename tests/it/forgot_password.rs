@@ -134,7 +134,13 @@ async fn the_language_is_that_of_the_request_then_of_the_browser_then_english(po
         (json!("de-AT"), "en", Locale::De),
         (json!("EN"), "de", Locale::En),
         (json!("fr"), "de-DE,de;q=0.9,en;q=0.8", Locale::De),
+        (json!(" en_GB"), "de", Locale::En),
+        (json!("deu"), "de", Locale::De),
         (Value::Null, "fr, de;q=0.5", Locale::De),
+        (Value::Null, "fr, en;q=0.2, de;q=0.5", Locale::De),
+        (Value::Null, "de, en", Locale::De),
+        (Value::Null, "de;q=0, en;q=0.1", Locale::En),
+        (Value::Null, "de;q=x, fr, *", Locale::En),
         (Value::Null, "fr", Locale::En),
     ] {
         let request = Request::post("/auth/password/forgot").header(header::ACCEPT_LANGUAGE, browser);
