@@ -81,7 +81,7 @@ fn members(content_type: &[u8], body: &[u8]) -> Result<Fields, ApiError> {
             Problem::new("model_attributes_type", Location::Body, msg, None, input)
         }
     };
-    Err(vec![problem].into())
+    Err(problem.into())
 }
 
 /// No content type and an empty one are JSON too; parameters do not matter, not even a charset.
@@ -99,7 +99,7 @@ impl From<JsonError> for ApiError {
             JsonError::Syntax { position, message } => {
                 let (loc, ctx) = (Location::Position(position), Some(Context::Error(message)));
                 let input = Value::Object(Map::new());
-                vec![Problem::new("json_invalid", loc, "JSON decode error", ctx, input)].into()
+                Problem::new("json_invalid", loc, "JSON decode error", ctx, input).into()
             }
             JsonError::Unreadable => Self::UnreadableBody,
         }

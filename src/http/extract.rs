@@ -1,13 +1,11 @@
 //! What handlers take from the head of a request: the bearer's token, the client, parameters. For its body see `body`.
 
-use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::extract::{FromRequestParts, RawQuery};
 use axum::http::header::{ACCEPT_LANGUAGE, AUTHORIZATION, USER_AGENT};
 use axum::http::request::Parts;
-use serde_json::Value;
 use uuid::Uuid;
 
 use super::error::ApiError;
@@ -170,15 +168,10 @@ impl Query {
 
     /// An id of a session, refused in pydantic's words.
     pub(super) fn id(&self, name: &'static str) -> Result<Option<Uuid>, ApiError> {
-        let parse = |text: &str| {
-            Uuid::try_parse(text).map_err(|_| {
-                let msg = "Input should be a valid UUID";
-                let problem =
-                    Problem::new("uuid_parsing", Location::Query(name), msg, None, Value::String(text.into()));
-                ApiError::from(vec![problem])
-            })
-        };
-        self.text(name).map(parse).transpose()
+        let Some(text) = self.text(name) else { return Ok(None) };
+        let msg = "Input should be a valid UUID";
+        let refuse = |_| Problem::new("uuid_parsing", Location::Query(name), msg, None, text.into());
+        Ok(Some(Uuid::try_parse(text).map_err(refuse)?))
     }
 
     /// A whole number within bounds.
@@ -193,20 +186,13 @@ impl Query {
 
 /// A number from a path or query, refused in pydantic's words.
 pub(super) fn whole_number(loc: Location, text: &str, bounds: &std::ops::RangeInclusive<i64>) -> Result<i64, ApiError> {
-    let refuse = |kind, msg: Cow<'static, str>| {
-        let problem = Problem::new(kind, loc, msg, None, Value::String(text.into()));
-        ApiError::from(vec![problem])
+    let (kind, msg) = match text.parse::<i64>() {
+        Ok(number) if bounds.contains(&number) => return Ok(number),
+        Ok(number) if number < *bounds.start() => {
+            ("greater_than_equal", format!("Input should be greater than or equal to {}", bounds.start()))
+        }
+        Ok(_) => ("less_than_equal", format!("Input should be less than or equal to {}", bounds.end())),
+        Err(_) => ("int_parsing", "Input should be a valid integer, unable to parse string as an integer".to_owned()),
     };
-    let number: i64 = text.parse().map_err(|_| {
-        refuse("int_parsing", "Input should be a valid integer, unable to parse string as an integer".into())
-    })?;
-    if number < *bounds.start() {
-        let msg = format!("Input should be greater than or equal to {}", bounds.start());
-        return Err(refuse("greater_than_equal", msg.into()));
-    }
-    if number > *bounds.end() {
-        let msg = format!("Input should be less than or equal to {}", bounds.end());
-        return Err(refuse("less_than_equal", msg.into()));
-    }
-    Ok(number)
+    Err(Problem::new(kind, loc, msg, None, text.into()).into())
 }

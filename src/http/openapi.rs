@@ -102,7 +102,7 @@ refusals! {
         ApiError::UnreadableBody => "The body cannot be read",
         ApiError::ForeignOrigin => "A page of another site sent this",
         ApiError::BodyTooLarge => "The body is larger than 64 KiB",
-        vec![FieldError::Missing.at(Location::Body, Value::Null)] => "The body is not what was asked for",
+        FieldError::Missing.at(Location::Body, Value::Null) => "The body is not what was asked for",
     }
     PathErrors {
         not_a_number(Location::Path("id")) => "The path is not what was asked for",
