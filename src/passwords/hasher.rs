@@ -1,6 +1,6 @@
 //! Hashes and verifies passwords in a [`WorkerPool`], in memory that each worker allocates once and keeps.
 //!
-//! Foreign hashes (see [`super::refusal_delay`]) have a smaller pool of their own, so that dear ones leave logins with
+//! Foreign hashes (see [`super::timings`]) have a smaller pool of their own, so that dear ones leave logins with
 //! current hashes their workers. While any is left, every attempt that is not right by then goes through both: first a
 //! hash at the current cost, whatever the account has, then a turn in the pool of foreign hashes. There one of them is
 //! computed, and the turn takes equally long for all that are refused. So neither the time of a refusal, nor a full queue,
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::pool::{Overloaded, PoolSettings, Slot, WorkerPool};
-use super::refusal_delay::HashTimings;
+use super::timings::HashTimings;
 use crate::domain::password::{self, Argon2Cost, HashCost, Memory, Password, PasswordHash, Scheme, Verdict};
 use crate::metrics::Metrics;
 

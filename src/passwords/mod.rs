@@ -4,4 +4,4 @@
 
 pub mod hasher;
 pub mod pool;
-mod refusal_delay;
+mod timings;
