@@ -25,7 +25,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
-use super::places::Place;
+use super::connection_limits::Permit;
 use super::{HttpService, Peer};
 
 /// The time for a head, from its first byte to its end, and for the first byte of a new connection.
@@ -49,20 +49,20 @@ pub(super) struct ProbesOnly;
 pub(super) async fn serve(
     stream: TcpStream,
     peer: Peer,
-    place: Place,
+    permit: Permit,
     service: HttpService,
     idle_timeout: Duration,
     draining: CancellationToken,
 ) {
     // Answers are small and written whole; waiting to fill a packet only delays them.
     let _ = stream.set_nodelay(true);
-    let activity = Activity::new(if place.probes_only { PROBE_HEAD_TIMEOUT } else { HEAD_TIMEOUT });
+    let activity = Activity::new(if permit.probes_only { PROBE_HEAD_TIMEOUT } else { HEAD_TIMEOUT });
     let service = service_fn(|request: Request<Incoming>| {
         activity.enter(Phase::Answer);
         let names_host = has_one_host(&request);
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(peer);
-        if place.probes_only {
+        if permit.probes_only {
             request.extensions_mut().insert(ProbesOnly);
         }
         let (mut service, activity) = (service.clone(), &activity);
@@ -78,7 +78,7 @@ pub(super) async fn serve(
     });
     let io = TokioIo::new(Observed { stream, activity: &activity });
     let mut builder = http1::Builder::new();
-    builder.max_buf_size(MAX_HEAD_BYTES).keep_alive(!place.probes_only);
+    builder.max_buf_size(MAX_HEAD_BYTES).keep_alive(!permit.probes_only);
     let mut connection = pin!(builder.serve_connection(io, service));
     let drain = async {
         draining.cancelled().await;

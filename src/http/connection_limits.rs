@@ -11,79 +11,67 @@ use parking_lot::Mutex;
 use crate::domain::network::{TrustedProxies, counted_network};
 
 /// Connections beyond the limit, on which only probes are answered.
-pub(super) const PROBE_PLACES: usize = 32;
+pub(super) const PROBE_CONNECTIONS: usize = 32;
 /// How many of these one peer may have.
-const PROBE_PLACES_PER_PEER: usize = 4;
+const PROBE_CONNECTIONS_PER_PEER: usize = 4;
 
-/// All places. What is taken is given back when the [`Place`] is dropped.
-pub(super) struct Places {
+/// Gives each connection a [`Permit`], or none.
+pub(super) struct ConnectionLimits {
+    limit: usize,
     trusted_proxies: TrustedProxies,
-    general: Mutex<Group>,
-    probes: Mutex<Group>,
+    general: Arc<Mutex<Permits>>,
+    probes: Arc<Mutex<Permits>>,
 }
 
+/// The permits that are out.
 #[derive(Default)]
-struct Group {
-    limit: usize,
-    taken: usize,
+struct Permits {
+    count: usize,
     by_peer: HashMap<IpNet, usize>,
 }
 
-impl Group {
-    fn of(limit: usize) -> Mutex<Self> {
-        Mutex::new(Self { limit, ..Self::default() })
-    }
-
-    /// Takes a place for `peer`, which may have `share` of them.
-    fn take(&mut self, peer: IpNet, share: usize) -> bool {
-        let of_peer = self.by_peer.get(&peer).copied().unwrap_or(0);
-        let free = self.taken < self.limit && of_peer < share;
-        if free {
-            self.taken += 1;
-            self.by_peer.insert(peer, of_peer + 1);
-        }
-        free
-    }
-
-    fn give_back(&mut self, peer: IpNet) {
-        self.taken -= 1;
-        match self.by_peer.get_mut(&peer) {
-            Some(of_peer) if *of_peer > 1 => *of_peer -= 1,
-            _ => drop(self.by_peer.remove(&peer)),
-        }
-    }
-}
-
-/// The place of one connection.
-pub(super) struct Place {
-    places: Arc<Places>,
+/// The permit of one connection, until it is dropped.
+pub(super) struct Permit {
+    permits: Arc<Mutex<Permits>>,
     peer: IpNet,
     pub probes_only: bool,
 }
 
-impl Places {
+impl ConnectionLimits {
     pub(super) fn new(limit: usize, trusted_proxies: TrustedProxies) -> Self {
-        Self { trusted_proxies, general: Group::of(limit), probes: Group::of(PROBE_PLACES) }
+        Self { limit, trusted_proxies, general: Arc::default(), probes: Arc::default() }
     }
 
-    /// A place for a connection from `peer`, if there is one. A gateway may take all, anybody else a quarter.
-    pub(super) fn take(self: &Arc<Self>, peer: IpAddr) -> Option<Place> {
-        let untrusted = self.trusted_proxies.distrusts(peer);
+    /// A permit for a connection from `peer`. A gateway may have all, anybody else a quarter.
+    pub(super) fn acquire(&self, peer: IpAddr) -> Option<Permit> {
+        let share = if self.trusted_proxies.distrusts(peer) { (self.limit / 4).max(1) } else { self.limit };
         let peer = counted_network(peer);
-        let place = |probes_only| Place { places: Arc::clone(self), peer, probes_only };
-        let mut general = self.general.lock();
-        let share = if untrusted { (general.limit / 4).max(1) } else { general.limit };
-        if general.take(peer, share) {
-            return Some(place(false));
-        }
-        drop(general);
-        self.probes.lock().take(peer, PROBE_PLACES_PER_PEER).then(|| place(true))
+        let general = Permit::new(&self.general, self.limit, peer, share, false);
+        general.or_else(|| Permit::new(&self.probes, PROBE_CONNECTIONS, peer, PROBE_CONNECTIONS_PER_PEER, true))
     }
 }
 
-impl Drop for Place {
+impl Permit {
+    /// One of `limit` permits, of which `peer` may have `share`.
+    fn new(permits: &Arc<Mutex<Permits>>, limit: usize, peer: IpNet, share: usize, probes_only: bool) -> Option<Self> {
+        let mut out = permits.lock();
+        let of_peer = out.by_peer.get(&peer).copied().unwrap_or(0);
+        if out.count >= limit || of_peer >= share {
+            return None;
+        }
+        out.count += 1;
+        out.by_peer.insert(peer, of_peer + 1);
+        Some(Self { permits: Arc::clone(permits), peer, probes_only })
+    }
+}
+
+impl Drop for Permit {
     fn drop(&mut self) {
-        let group = if self.probes_only { &self.places.probes } else { &self.places.general };
-        group.lock().give_back(self.peer);
+        let mut out = self.permits.lock();
+        out.count -= 1;
+        match out.by_peer.get_mut(&self.peer) {
+            Some(of_peer) if *of_peer > 1 => *of_peer -= 1,
+            _ => _ = out.by_peer.remove(&self.peer),
+        }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -11,7 +10,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::places::{PROBE_PLACES, Places};
+use super::connection_limits::{ConnectionLimits, PROBE_CONNECTIONS};
 use super::{Peer, build, connection};
 use crate::app::{self, App};
 
@@ -24,7 +23,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// For how long connections are still accepted at shutdown, for clients that had begun to connect.
 const ACCEPT_GRACE: Duration = Duration::from_millis(50);
 /// Descriptors that are not for clients, or for probes: the database's connections have their own count beside these.
-const RESERVED_DESCRIPTORS: u64 = 64 + PROBE_PLACES as u64;
+const RESERVED_DESCRIPTORS: u64 = 64 + PROBE_CONNECTIONS as u64;
 /// How many connections may wait to be accepted, if the system's own limit allows; the usual 128 would make a crowd that
 /// comes at once wait for a second, until its connection attempts are repeated.
 const BACKLOG: u32 = 4096;
@@ -48,7 +47,7 @@ pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
 pub async fn serve(app: App, listener: TcpListener, shutdown: impl Future<Output = ()>) -> bool {
     let service = build(app.clone());
     let idle_timeout = IDLE_TIMEOUT.max(app.config.request_timeout);
-    let places = Arc::new(Places::new(connection_limit(&app), app.config.trusted_proxies.clone()));
+    let limits = ConnectionLimits::new(connection_limit(&app), app.config.trusted_proxies.clone());
     let (connections, draining) = (TaskTracker::new(), CancellationToken::new());
     let mut end = std::pin::pin!(async {
         shutdown.await;
@@ -62,12 +61,12 @@ pub async fn serve(app: App, listener: TcpListener, shutdown: impl Future<Output
         };
         match accepted {
             Ok((stream, peer)) => {
-                let Some(place) = places.take(peer.ip()) else {
+                let Some(permit) = limits.acquire(peer.ip()) else {
                     app.metrics.connections_refused.inc();
                     continue;
                 };
                 let (service, draining) = (service.clone(), draining.clone());
-                let connection = connection::serve(stream, Peer(peer), place, service, idle_timeout, draining);
+                let connection = connection::serve(stream, Peer(peer), permit, service, idle_timeout, draining);
                 let open = app.metrics.connections.clone();
                 connections.spawn(async move {
                     open.inc();
