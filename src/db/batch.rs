@@ -7,22 +7,17 @@
 //!
 //! Why this is sound:
 //! - **Durability.** No call is answered before its commit.
-//! - **Isolation.** Each row is decided by the conditions of the statement; the outcome of a call depends on no other
+//! - **Isolation.** Each row is decided by the conditions of the statement, so the outcome of a call depends on no other
 //!   call in the batch. Two equal calls are decided as if the second had come a moment later.
-//! - **A refusal** of a statement as a whole (one bad row, one row that stays locked) has changed nothing; its calls are
-//!   then sent one by one, so that only the bad one fails.
-//! - **A panic** may be the fault of one call, too. The calls are sent one by one, and the worker goes on.
-//! - **A lost connection** leaves its batch in doubt: it is unknown whether the commit was reached. The same calls are
-//!   sent again on another connection while their callers wait, in a task of their own that holds up no other batch.
-//!   [`BatchedCall`] demands that this does no work twice. What callers learn is true whether the first attempt never
-//!   arrived, was rolled back, was committed, or still waits for a lock in a server process without a client: in
-//!   that last case the two attempts meet at a row, and the second to lock it finds the work done. The attempts end when
-//!   no caller waits any more; what then becomes of the work is for `db::unanswered` to settle.
+//! - **A refusal** of a statement as a whole (one bad row, one row that stays locked, a deadlock) has changed nothing. Its
+//!   calls are then sent one by one, so that only the bad one fails. So they are after a panic.
+//! - **A lost connection** leaves open whether the commit was reached. The same calls are sent again on another connection
+//!   while their callers wait, in a task of their own that holds up no other batch. [`BatchedCall`] demands that this does no
+//!   work twice, also where the first attempt still waits for a lock (`db::certain`). The attempts end when no caller waits
+//!   any more; what then becomes of the work is for `db::unanswered` to settle.
 //! - **An unreachable database** fails the calls of which nothing was sent, after seconds.
-//! - **Deadlocks.** Every batch locks its rows in one order. A deadlock with other statements, such as the deletion of a
-//!   user, is resolved by the server, and the calls are then sent one by one as above.
-//! - **Fairness and back-pressure.** The channel is first come, first served. When it is full, callers are refused. A
-//!   caller that went away is left out of the batch.
+//! - **Back-pressure.** The channel is first come, first served. When it is full, callers are refused. A caller that went
+//!   away is left out of the batch.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
