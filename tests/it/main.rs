@@ -10,6 +10,7 @@ mod forge;
 mod forwarder;
 mod key_files;
 mod mailbox;
+mod python_service;
 mod recorder;
 mod support;
 
@@ -31,6 +32,7 @@ mod logout;
 mod lost_connection;
 mod mail;
 mod metrics;
+mod migrations;
 mod openapi;
 mod origin;
 mod password;
