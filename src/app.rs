@@ -34,7 +34,6 @@ pub const REFRESH_CONNECTIONS: u32 = 2;
 /// The outcome of a refresh, as the metrics name it, and the answer.
 type Decided = (&'static str, Result<TokenPair, Error>);
 
-/// What an [`App`] is made of.
 #[derive(Debug)]
 pub struct Parts {
     pub config: Config,

@@ -16,7 +16,6 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// The system's clock.
     #[expect(clippy::disallowed_methods, reason = "this is the one place that may")]
     pub fn system() -> Self {
         Self { started: Instant::now(), started_at: Utc::now(), offset_micros: Arc::default() }

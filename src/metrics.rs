@@ -10,7 +10,6 @@ use prometheus::{
     TextEncoder,
 };
 
-/// All instruments of one service.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Registry,

@@ -13,7 +13,6 @@ use tracing::field::Empty;
 use tracing::{Level, Span, trace_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-/// The target of spans for export.
 pub const TARGET: &str = "otel";
 
 /// The span that a `traceparent` names (W3C Trace Context). `tracestate` is not read: it may be long, and it would be sent
@@ -51,7 +50,6 @@ pub fn start_request(method: &str, route: &str, sender: Option<SpanContext>, tru
     (span, Some(trace_id))
 }
 
-/// Notes how a request was answered.
 pub fn finish_request(span: &Span, status: u16) {
     // The exporter knows no unsigned numbers.
     span.record("http.response.status_code", i64::from(status));

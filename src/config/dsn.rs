@@ -63,7 +63,6 @@ impl Dsn {
         }
     }
 
-    /// Whether user and password are the same.
     pub fn has_credentials_of(&self, other: &Self) -> bool {
         let password = |dsn: &Self| dsn.password.as_ref().map(|password| password.expose_secret().to_owned());
         self.options.get_username() == other.options.get_username() && password(self) == password(other)

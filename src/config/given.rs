@@ -129,7 +129,6 @@ pub fn without_byte_order_mark(text: &str) -> &str {
     text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
-/// The settings as they are declared.
 fn declared<T: Settings>() -> impl Iterator<Item = Arg> {
     T::augment_args(Command::new("settings")).get_arguments().cloned().collect::<Vec<_>>().into_iter()
 }

@@ -2,8 +2,7 @@
 
 use crate::domain::tokens::TokenAlgorithm;
 
-/// Secrets that everybody knows.
-const KNOWN: [&str; 9] = [
+const WELL_KNOWN: [&str; 9] = [
     "devsecret",
     "secret",
     "changeme",
@@ -28,7 +27,7 @@ pub(super) fn problem(name: &str, secret: &str, algorithm: TokenAlgorithm) -> Op
         TokenAlgorithm::Hs512 => 64,
     };
     let bytes = secret.len();
-    let found = if KNOWN.contains(&secret.to_lowercase().as_str()) {
+    let found = if WELL_KNOWN.contains(&secret.to_lowercase().as_str()) {
         "is a well-known default".to_owned()
     } else if bytes < min_bytes {
         format!("has {bytes} bytes, and {algorithm:?} takes at least {min_bytes}").replace("Hs", "HS")

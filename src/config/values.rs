@@ -24,7 +24,6 @@ impl<T> Deref for List<T> {
     }
 }
 
-/// A whole number within bounds.
 pub(super) fn whole<T>(bounds: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static
 where
     T: std::str::FromStr + PartialOrd + std::fmt::Display + Clone + Send + Sync + 'static,
@@ -38,7 +37,6 @@ where
 
 pub(super) const ON_OFF: [(&str, bool); 2] = [("on", true), ("off", false)];
 
-/// One of a few words.
 pub(super) fn word<T: Copy + Send + Sync + 'static>(
     words: &'static [(&str, T)],
 ) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static {

@@ -66,7 +66,6 @@ pub trait BatchedCall: Send + Sync + 'static {
     ) -> impl Future<Output = sqlx::Result<Vec<Self::Answer>>> + Send;
 }
 
-/// Why a call has no answer.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum BatchError {
     /// More calls wait than the database can answer in a reasonable time.
@@ -134,11 +133,9 @@ impl<C: BatchedCall> Batcher<C> {
     }
 }
 
-/// What the workers share.
 #[derive(Debug)]
 struct Shared<C: BatchedCall> {
     collector: Mutex<Collector<C>>,
-    /// Batches in the database.
     in_flight: AtomicUsize,
     batch_finished: Notify,
 }

@@ -11,7 +11,6 @@ pub async fn try_lock(connection: &mut PgConnection) -> sqlx::Result<bool> {
     sqlx::query_scalar!(r#"SELECT pg_try_advisory_lock($1) AS "locked!""#, LOCK).fetch_one(connection).await
 }
 
-/// Gives the clean-up lock back.
 pub async fn unlock(connection: &mut PgConnection) -> sqlx::Result<()> {
     sqlx::query_scalar!("SELECT pg_advisory_unlock($1)", LOCK).fetch_one(connection).await.map(|_| ())
 }

@@ -8,7 +8,6 @@ use sqlx::{Connection, PgConnection};
 use super::schema::{SchemaError, in_our_schema};
 use super::{MIGRATOR, adoption};
 
-/// A migration that has not been applied yet.
 #[derive(Clone, Debug, Serialize)]
 pub struct Pending {
     pub version: i64,
@@ -50,7 +49,6 @@ async fn migrate_alone(connection: &mut PgConnection) -> Result<Vec<Pending>, Sc
     Ok(pending)
 }
 
-/// Fails unless every migration has been applied.
 pub async fn require_migrated(connection: &mut PgConnection) -> Result<(), SchemaError> {
     match pending(connection).await?.len() {
         0 => Ok(()),

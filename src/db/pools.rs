@@ -89,7 +89,6 @@ impl Checks {
         self.0.lock().last.is_none_or(|last| last.elapsed() >= CHECK_INTERVAL)
     }
 
-    /// Whether the connection can be used.
     async fn run(&self, connection: &mut PgConnection, age: Duration, due: bool) -> sqlx::Result<bool> {
         if self.0.lock().failed.is_some_and(|failed| age > failed.elapsed()) {
             return Ok(false);

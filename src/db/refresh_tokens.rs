@@ -191,7 +191,6 @@ pub enum TokenState {
     Throttled(TimeDelta),
     /// No such row, another hash, or not the subject's.
     Unknown,
-    /// The token's session is over.
     SessionEnded(EndReason),
     Expired,
     /// Revoked without having been used: logged out, or rotated by the Python service.
@@ -234,7 +233,6 @@ pub struct Successor {
     pub used_at: Option<DateTime<Utc>>,
 }
 
-/// Says why a [`Rotation`] was refused.
 pub async fn classify_refused(
     executor: impl PgExecutor<'_>,
     presented: &RefreshClaims,
@@ -348,7 +346,6 @@ pub struct Owner {
     pub current: bool,
 }
 
-/// Finds whose a token is.
 pub async fn owner(
     executor: impl PgExecutor<'_>,
     presented: &RefreshClaims,

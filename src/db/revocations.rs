@@ -67,7 +67,6 @@ impl Revocations {
         Self(Arc::new(RwLock::new(List { newer, older, begun: now, lifetime, read: now, complete: false })))
     }
 
-    /// Whether the session is known to have ended.
     pub fn contains(&self, id: SessionId) -> bool {
         let list = self.0.read();
         list.newer.contains(&id) || list.older.contains(&id)

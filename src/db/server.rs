@@ -10,7 +10,6 @@ pub struct Server {
     pub version_number: i32,
     pub version: String,
     pub encoding: String,
-    /// Whether the server is on this machine.
     pub is_local: bool,
     pub uses_tls: bool,
     pub is_read_only: bool,

@@ -27,7 +27,6 @@ const MAX_NOTICES_A_DAY: i64 = 10;
 pub struct NewSession {
     pub id: SessionId,
     pub user_id: UserId,
-    /// What the password was verified against.
     pub verified: PasswordHash,
     /// What is to be stored in its stead.
     pub replacement: Option<PasswordHash>,
@@ -232,7 +231,6 @@ impl Settle for OpenedSession {
     }
 }
 
-/// When and from where a session was opened.
 pub async fn origin(
     executor: impl PgExecutor<'_>,
     id: SessionId,
@@ -243,7 +241,6 @@ pub async fn origin(
     Ok(row.map(|row| (row.created_at.0, row.ip.map(|net| net.addr()))))
 }
 
-/// A row of a list of sessions.
 struct Row {
     id: SessionId,
     created_at: Timestamp,

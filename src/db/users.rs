@@ -174,7 +174,6 @@ impl BatchedCall for Lookup {
     }
 }
 
-/// A row of the statement of a [`Lookup`].
 struct FoundRow {
     id: Option<UserId>,
     email: Option<String>,
@@ -244,7 +243,6 @@ pub async fn of_bearer(pool: &PgPool, subject: &str, session_id: SessionId) -> s
     .await
 }
 
-/// The user with this id.
 pub async fn get(executor: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<Option<UserDetails>> {
     let row = sqlx::query!(
         r#"
@@ -264,7 +262,6 @@ pub async fn get(executor: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<Opti
     }))
 }
 
-/// Whether there is such a user.
 pub async fn exists(executor: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<bool> {
     sqlx::query_scalar!(r#"SELECT EXISTS (SELECT FROM users WHERE id = $1) AS "exists!""#, id as _)
         .fetch_one(executor)
@@ -325,7 +322,6 @@ pub async fn insert(
     .await
 }
 
-/// A page of users by id, after `after`.
 pub async fn list(pool: &PgPool, after: UserId, limit: i64) -> sqlx::Result<Vec<User>> {
     sqlx::query_as!(
         User,

@@ -107,7 +107,6 @@ fn refuse_if(fault: bool, sentence: &str) -> Result<(), EmailError> {
     if fault { refuse(sentence) } else { Ok(()) }
 }
 
-/// Refuses a count above its limit.
 fn refuse_above(limit: usize, count: usize, sentence: &str) -> Result<(), EmailError> {
     match count.saturating_sub(limit) {
         0 => Ok(()),

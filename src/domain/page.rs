@@ -1,6 +1,5 @@
 //! Lists in pages.
 
-/// How many entries a page has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageSize(u16);
 
@@ -36,11 +35,9 @@ impl Default for PageSize {
     }
 }
 
-/// A part of a list.
 #[derive(Clone, Debug)]
 pub struct Page<T> {
     pub entries: Vec<T>,
-    /// Whether another page follows.
     pub more: bool,
 }
 

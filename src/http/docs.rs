@@ -62,7 +62,6 @@ async fn page() -> impl IntoResponse {
     ([(CONTENT_SECURITY_POLICY, PAGE_POLICY)], Html(PAGE))
 }
 
-/// What the page is made of.
 async fn asset(PathSegment(file): PathSegment) -> Result<Response, ApiError> {
     let asset = serve(&file, Arc::clone(&CONFIG)).map_err(|_| ApiError::Internal)?.ok_or(ApiError::NotFound)?;
     let bytes = match asset.bytes {

@@ -21,7 +21,6 @@ const DATABASE_RETRY: Duration = Duration::from_secs(2);
 /// Why a request is answered with an error.
 #[derive(Debug)]
 pub(super) enum ApiError {
-    /// A service refused.
     Service(Error),
     /// The body broke off, is not text, is nested too deeply, or holds an absurdly long number.
     UnreadableBody,
@@ -56,7 +55,6 @@ impl From<Vec<Problem>> for ApiError {
     }
 }
 
-/// What an error is answered with.
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,

@@ -46,7 +46,6 @@ impl FromRequestParts<App> for SignedIn {
     }
 }
 
-/// A bearer who is an administrator.
 pub(super) struct Admin(pub Bearer);
 
 impl FromRequestParts<App> for Admin {
@@ -155,7 +154,6 @@ impl Query {
         self.0.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
-    /// All of them, as they came.
     pub(super) fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
@@ -174,7 +172,6 @@ impl Query {
         Ok(Some(Uuid::try_parse(text).map_err(refuse)?))
     }
 
-    /// A whole number within bounds.
     pub(super) fn number(
         &self,
         name: &'static str,

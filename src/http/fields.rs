@@ -27,7 +27,6 @@ pub(super) enum FieldError {
     NotAmong(String),
     /// Not an e-mail address, for a reason that is a sentence for the client.
     Email(String),
-    /// Fewer characters than this.
     TooShort(usize),
     /// More characters than this (or bytes, where bytes are counted).
     TooLong(usize),

@@ -12,7 +12,6 @@ const OTHER: &str = "Invalid JSON";
 /// How many digits an integer may have: Python's own limit (`sys.get_int_max_str_digits`).
 const MAX_INTEGER_DIGITS: usize = 4_300;
 
-/// Why a body is not JSON.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum JsonError {
     /// It breaks JSON's grammar. `position` counts characters from 0, a byte order mark not included.
@@ -21,7 +20,6 @@ pub(super) enum JsonError {
     Unreadable,
 }
 
-/// Reads a whole body.
 pub(super) fn parse(body: &[u8]) -> Result<Value, JsonError> {
     let text = str::from_utf8(body).map_err(|_| JsonError::Unreadable)?;
     // JSON begins with ASCII: a NUL among the first two bytes is a sign of UTF-16 or UTF-32.

@@ -50,7 +50,6 @@ use origin::OwnOriginOnly;
 /// The whole service as one `tower::Service`.
 pub type HttpService = MapRequest<MapResponse<Router, fn(Response) -> Response>, fn(Request) -> Request>;
 
-/// Routes with their documentation.
 fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(openapi::Base::openapi())
         .routes(routes!(auth::register))
@@ -71,7 +70,6 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(health::info))
 }
 
-/// The OpenAPI document.
 pub fn openapi() -> utoipa::openapi::OpenApi {
     // The last is served with any method, which the document cannot say.
     let documented = routes().merge(mail::routes()).routes(routes!(verify::verify));

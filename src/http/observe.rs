@@ -48,7 +48,6 @@ const CLIENT_GONE: u16 = 499;
 /// More than this of a body is never received, whatever its length is said to be.
 const MAX_COUNTED_BYTES: u32 = 4 * 1024 * 1024;
 
-/// The middleware around every route.
 pub(super) async fn observe(State(app): State<App>, request: Request, next: Next) -> Response {
     let mut record = RequestRecord::new(app, &request);
     let mut response = if request.extensions().get::<ProbesOnly>().is_some() && !record.probe {
@@ -78,7 +77,6 @@ struct RequestRecord {
     id: HeaderValue,
     /// Whether it comes every few seconds for as long as the service lives, and says nothing unless it fails.
     probe: bool,
-    /// Whether a gateway asks.
     verification: bool,
     span: Span,
     /// The span for export; none of a probe or a verification.
@@ -106,7 +104,6 @@ impl RequestRecord {
         Self { app, started, method, route, bytes, id, probe, verification, span, traced, recorded: false }
     }
 
-    /// Logs and counts the request.
     fn record(&mut self, status: u16, response_bytes: u32) {
         self.recorded = true;
         let elapsed = self.started.elapsed();

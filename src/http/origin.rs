@@ -20,7 +20,6 @@ use crate::config::CorsOrigins;
 const SEC_FETCH_SITE: &str = "sec-fetch-site";
 const X_FORWARDED_HOST: &str = "x-forwarded-host";
 
-/// The middleware that asks.
 #[derive(Clone, Debug)]
 pub(super) struct OwnOriginOnly(pub App);
 

@@ -15,7 +15,6 @@ use utoipa::openapi::{Object, Type};
 
 use crate::domain::password::Password;
 
-/// Stands where a secret stood.
 const PLACEHOLDER: &str = "**********";
 
 /// The fields and parameters whose values are no secrets.

@@ -102,7 +102,6 @@ fn connection_limit(app: &App) -> usize {
     configured.min(room)
 }
 
-/// Asks the service at `address` whether it is up.
 pub async fn probe_health(address: SocketAddr) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let stream = TcpStream::connect(address).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;

@@ -17,7 +17,6 @@ use super::timings::HashTimings;
 use crate::domain::password::{self, Argon2Cost, HashCost, Memory, Password, PasswordHash, Scheme, Verdict};
 use crate::metrics::Metrics;
 
-/// How passwords are hashed.
 #[derive(Clone, Copy, Debug)]
 pub struct HasherSettings {
     pub pool: PoolSettings,
@@ -27,7 +26,6 @@ pub struct HasherSettings {
     pub rehash: bool,
 }
 
-/// The outcome of a verification.
 #[derive(Debug)]
 pub struct Checked {
     pub verdict: Verdict,
@@ -80,7 +78,6 @@ impl Hasher {
         Ok(HashSlot { slot, hasher: self })
     }
 
-    /// Whether no worker has ended.
     pub fn is_complete(&self) -> bool {
         self.pool.is_complete() && self.foreign_pool.is_complete()
     }
@@ -108,7 +105,6 @@ pub struct HashSlot<'a> {
 }
 
 impl HashSlot<'_> {
-    /// Hashes a chosen password.
     pub async fn hash(self, password: Password) -> Result<PasswordHash, Overloaded> {
         let shared = Arc::clone(&self.hasher.shared);
         let work = move |scratch: &mut Scratch| {

@@ -14,7 +14,6 @@ use crate::domain::password::{Argon2Cost, HashCost};
 /// Assumed time of a hash at the cost of new ones until the first was measured.
 const UNMEASURED: Duration = Duration::from_millis(25);
 
-/// How long hashes of each kind lately took.
 #[derive(Debug)]
 pub(super) struct HashTimings {
     cost: Argon2Cost,

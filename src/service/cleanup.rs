@@ -15,7 +15,6 @@ const STEP: i64 = 2000;
 /// How often to look for foreign hashes where nothing else is to be done.
 const LOOK_INTERVAL: Duration = Duration::from_mins(5);
 
-/// What a clean-up deleted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     pub tokens: i64,
@@ -30,7 +29,6 @@ pub struct Report {
 pub enum Depth {
     /// To the first step without any: tokens expire in about the order of their ids.
     Usual,
-    /// Through the whole table.
     Full,
 }
 

@@ -11,12 +11,10 @@ use crate::clock::Clock;
 use crate::db;
 use crate::error::Error;
 
-/// How often the clocks are compared.
 const INTERVAL: Duration = Duration::from_mins(1);
 /// A difference that somebody should know of.
 pub(super) const NOTEWORTHY: TimeDelta = TimeDelta::seconds(1);
 
-/// Compares the clocks for ever.
 pub async fn follow(app: App) {
     loop {
         if let Err(error) = adjust(&app).await {
@@ -38,7 +36,6 @@ pub async fn difference(connection: &mut PgConnection, clock: &Clock) -> sqlx::R
     Ok(if difference.abs() > half { difference } else { TimeDelta::zero() })
 }
 
-/// Moves the clock to the database's.
 pub async fn adjust(app: &App) -> Result<(), Error> {
     let difference = difference(&mut *app.db.acquire().await?, &app.clock).await?;
     app.clock.advance(difference);

@@ -65,8 +65,7 @@ async fn try_login(app: &App, email: &Email, password: &Password, client: &Clien
     Err(Error::InvalidCredentials)
 }
 
-/// An account whose password was right.
-pub(super) struct Verified {
+pub(super) struct VerifiedAccount {
     pub account: Account,
     pub replacement: Option<PasswordHash>,
     /// Where the attempt was counted.
@@ -81,7 +80,7 @@ pub(super) async fn verify_password(
     email: &Email,
     password: &Password,
     client: &ClientInfo,
-) -> Result<Verified, Error> {
+) -> Result<VerifiedAccount, Error> {
     let slot = app.hasher.acquire().await?;
     let buckets = app.config.throttle().map(|throttle| throttle.login(email, client.ip)).unwrap_or_default();
     let lookup = Lookup { email: email.clone(), client: client.ip, buckets, now: app.clock.now() };
@@ -97,7 +96,7 @@ pub(super) async fn verify_password(
     let stored = found.account.as_ref().map(|account| account.password_hash.clone());
     let checked = slot.verify(password.clone(), stored).await?;
     if let (Verdict::Match { .. }, Some(account)) = (checked.verdict, found.account) {
-        return Ok(Verified { account, replacement: checked.replacement, counted });
+        return Ok(VerifiedAccount { account, replacement: checked.replacement, counted });
     }
     if checked.verdict == Verdict::Unusable {
         tracing::warn!(

@@ -12,7 +12,6 @@ use crate::domain::client::ClientInfo;
 use crate::domain::session::EndReason;
 use crate::error::Error;
 
-/// Which sessions a log-out ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     This,

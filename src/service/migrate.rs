@@ -12,7 +12,6 @@ use crate::db::{self, migrations};
 /// How long a starting service waits for its database.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Applies what is pending.
 pub async fn migrate(options: &PgConnectOptions) -> Result<Vec<Pending>, SchemaError> {
     migrations::migrate(&mut migrations::connect(options).await?).await
 }

@@ -44,7 +44,6 @@ impl From<BatchError> for Error {
 /// The name of [`Outcome::Overlapped`], also for those who wait for the same decision.
 const OVERLAPPED: &str = "overlapped";
 
-/// What became of a refresh.
 enum Outcome {
     Rotated(TokenPair),
     /// Another request with the same token was being decided; both get the identical successor.
@@ -61,7 +60,6 @@ enum Outcome {
     Throttled(Duration),
     /// A token that is not valid any more, with the reason if its session has ended.
     Refused(Option<EndReason>),
-    /// Nothing could be decided.
     Failed(Error),
 }
 
@@ -95,7 +93,6 @@ impl Outcome {
     }
 }
 
-/// Exchanges a refresh token for a new pair.
 pub async fn refresh(app: &App, token: &str, client: ClientInfo) -> Result<TokenPair, Error> {
     let now = app.clock.now();
     let presented = verify_refresh(app, token, now).map_err(Error::RefreshToken)?;

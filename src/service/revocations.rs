@@ -24,7 +24,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// For the first reading on a connection: there may be no list yet, or the server may be another one, and everything is read.
 const FIRST_READ_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Reads for ever.
 pub async fn follow(app: App, mut feed: Feed) {
     let mut reported = false;
     let mut ticks = interval(INTERVAL);

@@ -11,7 +11,6 @@ use crate::domain::password::PasswordHash;
 use crate::domain::throttle::Bucket;
 use crate::domain::tokens::{AccessClaims, Jti, RefreshClaims, TokenError, TokenPair, Verified};
 
-/// A session about to be opened, and its first tokens.
 pub(super) fn new_session(
     app: &App,
     user: &User,

@@ -26,12 +26,10 @@ pub async fn list(db: &PgPool, after: UserId, size: PageSize, email: Option<&Ema
     Ok(size.page(users))
 }
 
-/// A user with what administrators see of one.
 pub async fn get(db: &PgPool, id: UserId) -> Result<UserDetails, Error> {
     db::users::get(db, id).await?.ok_or(Error::NotFound)
 }
 
-/// The user with this address, in any case.
 pub async fn find(db: &PgPool, email: &Email) -> Result<User, Error> {
     db::users::find(db, email).await?.ok_or(Error::NotFound)
 }

@@ -19,7 +19,6 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::traces;
 
-/// The target of what sqlx tells of each statement.
 const STATEMENTS: &str = "sqlx::query";
 
 /// Starts the exporter to `endpoint`.
@@ -44,7 +43,6 @@ fn is_placeholder(name: &Value) -> bool {
     name.as_str().starts_with("unknown_service")
 }
 
-/// The layer that makes spans for export.
 pub(super) fn layer<S>(provider: &SdkTracerProvider) -> impl Layer<S> + use<S>
 where
     S: Subscriber + for<'span> LookupSpan<'span>,

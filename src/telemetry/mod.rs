@@ -136,7 +136,6 @@ impl Drop for Guard {
     }
 }
 
-/// Writes the lines that wait when it is dropped.
 #[derive(Debug)]
 struct LogGuard(Option<WorkerGuard>);
 

@@ -25,10 +25,8 @@ use tracing::{Instrument as _, trace_span};
 use crate::metrics::Metrics;
 use crate::traces;
 
-/// The size of a pool.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolSettings {
-    /// Worker threads.
     pub concurrency: usize,
     /// Callers that would wait longer are refused.
     pub max_wait: Duration,

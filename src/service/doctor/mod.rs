@@ -20,7 +20,6 @@ use crate::domain::password::{HashCost, Memory};
 use crate::mail::Mailer;
 use crate::passwords::hasher::HasherSettings;
 
-/// How well a check went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
