@@ -79,11 +79,6 @@ pub enum BatchError {
     InDoubt(Arc<sqlx::Error>),
 }
 
-/// One column of the calls, as an array for a statement.
-pub(super) fn column<'a, C, T>(calls: &[&'a C], value: impl Fn(&'a C) -> T) -> Vec<T> {
-    calls.iter().copied().map(value).collect()
-}
-
 #[derive(Debug)]
 struct Submitted<C: BatchedCall> {
     call: C,

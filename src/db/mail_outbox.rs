@@ -11,6 +11,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgExecutor;
 use sqlx::types::Uuid;
 
+use super::column;
 use super::timestamp::Timestamp;
 use crate::domain::email::Email;
 use crate::domain::ids::{SessionId, UserId};
@@ -97,9 +98,9 @@ pub async fn insert(
            OR counted.key IS NULL AND NOT EXISTS (SELECT FROM event WHERE step > room)
         "#,
         mail.now.naive_utc(),
-        &buckets.iter().map(|bucket| bucket.key.clone()).collect::<Vec<_>>(),
-        &buckets.iter().map(|bucket| bucket.limit.step()).collect::<Vec<_>>(),
-        &buckets.iter().map(|bucket| bucket.limit.size()).collect::<Vec<_>>(),
+        &column(buckets, |bucket| bucket.key.clone()),
+        &column(buckets, |bucket| bucket.limit.step()),
+        &column(buckets, |bucket| bucket.limit.size()),
         mail.id,
         mail.template.label(),
         mail.locale.label(),

@@ -45,6 +45,11 @@ pub fn sqlstate(error: &sqlx::Error) -> Option<Cow<'_, str>> {
     error.as_database_error().and_then(DatabaseError::code)
 }
 
+/// One column of the items, as an array for a statement.
+fn column<'a, T, V>(items: &'a [T], value: impl Fn(&'a T) -> V) -> Vec<V> {
+    items.iter().map(value).collect()
+}
+
 /// Gives up after `limit`, as if the connection had been lost.
 pub async fn within<T>(limit: Duration, work: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
     let outcome = tokio::time::timeout(limit, work).await;

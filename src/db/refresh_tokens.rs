@@ -9,11 +9,11 @@ use chrono::{DateTime, TimeDelta, Utc};
 use ipnet::IpNet;
 use sqlx::{PgConnection, PgExecutor};
 
-use super::batch::{BatchedCall, column};
+use super::batch::BatchedCall;
 use super::revocations::Revocations;
-use super::sign_out;
 use super::timestamp::Timestamp;
 use super::unanswered::Settle;
+use super::{column, sign_out};
 use crate::domain::client::ClientInfo;
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::role::Role;
@@ -314,8 +314,6 @@ impl Settle for Exchange {
     const WHAT: &str = "refreshes";
 
     async fn settle(connection: &mut PgConnection, exchanges: &[Arc<Self>]) -> sqlx::Result<()> {
-        let presented: Vec<_> = exchanges.iter().map(|exchange| exchange.presented.as_str()).collect();
-        let next: Vec<_> = exchanges.iter().map(|exchange| exchange.next.as_str()).collect();
         sqlx::query!(
             r"
             WITH untold AS (
@@ -327,8 +325,8 @@ impl Settle for Exchange {
             )
             UPDATE refresh_tokens SET used_at = NULL WHERE id IN (SELECT id FROM untold)
             ",
-            presented as _,
-            next as _,
+            column(exchanges, |exchange| exchange.presented.as_str()) as _,
+            column(exchanges, |exchange| exchange.next.as_str()) as _,
         )
         .execute(connection)
         .await

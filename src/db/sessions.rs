@@ -7,11 +7,11 @@ use sqlx::{PgConnection, PgExecutor};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::batch::{BatchedCall, column};
+use super::batch::BatchedCall;
 use super::revocations::Revocations;
-use super::sign_out;
 use super::timestamp::Timestamp;
 use super::unanswered::Settle;
+use super::{column, sign_out};
 use crate::domain::client::ClientInfo;
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::password::PasswordHash;
@@ -181,9 +181,9 @@ impl BatchedCall for NewSession {
             column(&sessions, |session| session.token_hash.as_str()) as _,
             &column(&sessions, |session| session.expires_at.naive_utc()),
             &column(&sessions, |session| session.now.naive_utc()),
-            &counted.iter().map(|(id, _)| id.0).collect::<Vec<_>>(),
-            &counted.iter().map(|(_, bucket)| bucket.key.clone()).collect::<Vec<_>>(),
-            &counted.iter().map(|(_, bucket)| bucket.limit.step()).collect::<Vec<_>>(),
+            &column(&counted, |(id, _)| id.0),
+            &column(&counted, |(_, bucket)| bucket.key.clone()),
+            &column(&counted, |(_, bucket)| bucket.limit.step()),
             max_sessions,
             column(&sessions, |session| session.notice) as _,
             column(&sessions, |session| session.client.locale.label()) as _,
@@ -212,8 +212,6 @@ impl Settle for OpenedSession {
     const WHAT: &str = "logins";
 
     async fn settle(connection: &mut PgConnection, opened: &[Arc<Self>]) -> sqlx::Result<()> {
-        let ids: Vec<_> = opened.iter().map(|session| session.id.0).collect();
-        let jtis: Vec<_> = opened.iter().map(|session| session.jti.as_str()).collect();
         sqlx::query!(
             r"
             WITH tokens AS (
@@ -222,8 +220,8 @@ impl Settle for OpenedSession {
             )
             DELETE FROM sessions WHERE id IN (SELECT session_id FROM tokens)
             ",
-            &ids,
-            jtis as _,
+            &column(opened, |session| session.id.0),
+            column(opened, |session| session.jti.as_str()) as _,
         )
         .execute(connection)
         .await

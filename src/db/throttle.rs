@@ -5,6 +5,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::PgExecutor;
 
+use super::column;
 use crate::domain::throttle::Bucket;
 
 /// Forgets what was counted in these buckets, which are locked in the order of their keys.
@@ -13,7 +14,7 @@ pub async fn empty(executor: impl PgExecutor<'_>, buckets: &[Bucket]) -> sqlx::R
         "DELETE FROM auth_throttle WHERE key IN (
             SELECT key FROM auth_throttle WHERE key = ANY ($1) ORDER BY key FOR UPDATE
         )",
-        &buckets.iter().map(|bucket| bucket.key.clone()).collect::<Vec<_>>(),
+        &column(buckets, |bucket| bucket.key.clone()),
     )
     .execute(executor)
     .await

@@ -6,9 +6,9 @@ use sqlx::{PgConnection, PgExecutor, PgPool};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::batch::{BatchedCall, column};
-use super::mail_outbox;
+use super::batch::BatchedCall;
 use super::timestamp::Timestamp;
+use super::{column, mail_outbox};
 use crate::domain::email::Email;
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::mail::Locale;
@@ -162,11 +162,11 @@ impl BatchedCall for Lookup {
             column(calls, |lookup| lookup.email.lowered()) as _,
             &column(calls, |lookup| counted_network(lookup.client)),
             now.naive_utc(),
-            &buckets.iter().map(|(position, _)| i64::try_from(*position).unwrap_or(0)).collect::<Vec<_>>(),
-            &buckets.iter().map(|(_, bucket)| bucket.key.clone()).collect::<Vec<_>>(),
-            &buckets.iter().map(|(_, bucket)| bucket.limit.step()).collect::<Vec<_>>(),
-            &buckets.iter().map(|(_, bucket)| bucket.limit.size()).collect::<Vec<_>>(),
-            &buckets.iter().map(|(_, bucket)| bucket.spares_known_networks).collect::<Vec<_>>(),
+            &column(&buckets, |(position, _)| i64::try_from(*position).unwrap_or(0)),
+            &column(&buckets, |(_, bucket)| bucket.key.clone()),
+            &column(&buckets, |(_, bucket)| bucket.limit.step()),
+            &column(&buckets, |(_, bucket)| bucket.limit.size()),
+            &column(&buckets, |(_, bucket)| bucket.spares_known_networks),
         )
         .fetch_all(connection)
         .await?;
