@@ -78,14 +78,14 @@ impl BatchedCall for Lookup {
     /// the attempts of a batch the first ones fit. Buckets are locked in the order of their keys; where one has less room
     /// by then than the statement saw, because of another batch, the attempts of this batch do not fit. Where a connection
     /// is lost, an attempt may be counted twice.
+    #[expect(clippy::too_many_lines, reason = "nearly all of it is one statement")]
     async fn execute(connection: &mut PgConnection, calls: &[&Self]) -> sqlx::Result<Vec<Found>> {
         let now = calls.iter().map(|lookup| lookup.now).max().unwrap_or_default();
         let buckets: Vec<(usize, &Bucket)> = (1..)
             .zip(calls)
             .flat_map(|(position, lookup)| lookup.buckets.iter().map(move |bucket| (position, bucket)))
             .collect();
-        let rows = sqlx::query_as!(
-            FoundRow,
+        let rows = sqlx::query!(
             r#"
             WITH asked AS (
                 SELECT * FROM unnest($1::text[], $2::text[], $3::inet[])
@@ -170,38 +170,21 @@ impl BatchedCall for Lookup {
         )
         .fetch_all(connection)
         .await?;
-        Ok(calls.iter().zip(rows).map(|(lookup, row)| row.found(lookup)).collect())
-    }
-}
-
-struct FoundRow {
-    id: Option<UserId>,
-    email: Option<String>,
-    role: Option<Role>,
-    password_hash: Option<PasswordHash>,
-    email_verified: bool,
-    /// Of the buckets that count here.
-    keys: Option<Vec<Vec<u8>>>,
-    /// Microseconds; null where the attempt fits.
-    wait: Option<i64>,
-}
-
-impl FoundRow {
-    fn found(self, lookup: &Lookup) -> Found {
-        let account = match (self.id, self.email, self.role, self.password_hash) {
-            (Some(id), Some(email), Some(role), Some(password_hash)) => {
-                let email_verified = self.email_verified;
-                Some(Account { user: User { id, email, role }, password_hash, email_verified })
-            }
-            _ => None,
-        };
-        let counted = if let Some(micros) = self.wait {
-            Counted::Refused(Duration::from_micros(micros.unsigned_abs()))
-        } else {
-            let keys = self.keys.unwrap_or_default();
-            Counted::In(lookup.buckets.iter().filter(|bucket| keys.contains(&bucket.key)).cloned().collect())
-        };
-        Found { account, counted }
+        let found = calls.iter().zip(rows).map(|(lookup, row)| Found {
+            account: match (row.id, row.email, row.role, row.password_hash) {
+                (Some(id), Some(email), Some(role), Some(password_hash)) => {
+                    Some(Account { user: User { id, email, role }, password_hash, email_verified: row.email_verified })
+                }
+                _ => None,
+            },
+            counted: if let Some(micros) = row.wait {
+                Counted::Refused(Duration::from_micros(micros.unsigned_abs()))
+            } else {
+                let keys = row.keys.unwrap_or_default();
+                Counted::In(lookup.buckets.iter().filter(|bucket| keys.contains(&bucket.key)).cloned().collect())
+            },
+        });
+        Ok(found.collect())
     }
 }
 
