@@ -85,14 +85,6 @@ impl App {
         Self::with_pools(config, clock, db, &refresh_pool)
     }
 
-    /// Whether all workers are there that were started: one that a bug has ended is not replaced.
-    pub fn has_all_workers(&self) -> bool {
-        self.hasher.is_complete()
-            && self.account_lookups.is_complete()
-            && self.session_inserts.is_complete()
-            && self.token_rotations.is_complete()
-    }
-
     /// As [`App::new`], on pools that exist.
     ///
     /// # Errors

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! main      -> cli
-//! cli       -> app clock config domain error http mail passwords service telemetry
-//! http      -> app config domain error metrics service traces
+//! cli       -> app background clock config domain error http mail passwords service telemetry
+//! http      -> app background config domain error metrics service traces
 //! service   -> app clock config db domain error mail passwords
 //! app       -> clock coalesce config db domain error metrics passwords
 //! mail      -> config domain
@@ -11,7 +11,7 @@
 //! config    -> domain passwords
 //! error     -> db domain passwords
 //! passwords -> domain metrics traces
-//! db        -> domain traces
+//! db        -> background domain traces
 //! ```
 //!
 //! Layers that are not named on the left use no other one. `scripts/check` compares this map with the code.
@@ -21,6 +21,7 @@
 //! - [`service`] decides. A handler extracts, calls one service function, and maps the result.
 
 pub mod app;
+pub mod background;
 pub mod cli;
 pub mod clock;
 pub mod coalesce;

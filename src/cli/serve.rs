@@ -1,12 +1,17 @@
 //! `auth serve`.
 
+use std::mem;
+use std::sync::Arc;
+
+use tokio::task::JoinHandle;
+
 use super::CliError;
 use crate::app::App;
 use crate::clock::Clock;
 use crate::config::{Config, DatabaseSettings, Environment, Given};
 use crate::mail::Mailer;
 use crate::service::{cleanup, clock, credentials, mail, migrate, revocations};
-use crate::{http, service, telemetry};
+use crate::{background, http, service, telemetry};
 
 pub(super) async fn run(settings: &Given<Config>, no_migrate: bool) -> Result<(), CliError> {
     let config = settings.resolve()?;
@@ -27,25 +32,15 @@ pub(super) async fn run(settings: &Given<Config>, no_migrate: bool) -> Result<()
     let app = App::new(config, Clock::system())?;
     // Before the first request, so that no refusal is told apart by its time.
     cleanup::look_for_foreign_hashes(&app).await;
-    tokio::spawn(cleanup::run(app.clone()));
     // Before the first request, too.
     if let Err(error) = clock::adjust(&app).await {
         tracing::warn!(%error, "could not compare the clock with the database's");
     }
-    tokio::spawn(clock::follow(app.clone()));
     let mut feed = revocations::Feed::default();
     if let Err(error) = feed.read(&app).await {
         tracing::warn!(%error, "could not read yet which sessions have ended");
     }
-    tokio::spawn(revocations::follow(app.clone(), feed));
-    let database = settings.part::<DatabaseSettings>();
-    if database.has_files() {
-        tokio::spawn(credentials::follow(app.clone(), database));
-    }
-    let mails = match mailer {
-        Some(mailer) => tokio::spawn(mail::run(app.clone(), mailer)),
-        None => tokio::spawn(async { tracing::info!("mail is off: SMTP_URL and MAIL_FROM are not set") }),
-    };
+    let mails = start_tasks(&app, settings.part(), feed, mailer);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         address = %listener.local_addr()?,
@@ -54,13 +49,39 @@ pub(super) async fn run(settings: &Given<Config>, no_migrate: bool) -> Result<()
     );
     let finished = http::serve(app.clone(), listener, shutdown).await;
     service::settle(&app).await;
-    let _ = mails.await;
+    if let Some(mails) = mails {
+        let _ = mails.await;
+    }
     if finished {
         tracing::info!("stopped");
     } else {
         tracing::warn!("requests in flight were cut off");
     }
     Ok(())
+}
+
+/// Starts what runs beside the requests. The task that sends mails, if there is one, ends after the requests, and is to be
+/// waited for.
+fn start_tasks(
+    app: &App,
+    database: Given<DatabaseSettings>,
+    mut feed: revocations::Feed,
+    mailer: Option<Mailer>,
+) -> Option<JoinHandle<()>> {
+    background::spawn("clean-up", app.clone(), cleanup::run);
+    background::spawn("clock", app.clone(), clock::follow);
+    background::spawn("ended sessions", app.clone(), move |app| revocations::follow(app, mem::take(&mut feed)));
+    if database.has_files() {
+        background::spawn("database password", (app.clone(), database), |(app, database)| {
+            credentials::follow(app, database)
+        });
+    }
+    let Some(mailer) = mailer else {
+        tracing::info!("mail is off: SMTP_URL and MAIL_FROM are not set");
+        return None;
+    };
+    let state = (app.clone(), Arc::new(mailer));
+    Some(background::spawn("mail", state, |(app, mailer)| mail::run(app, mailer)))
 }
 
 /// Resolves when the process is asked to stop.

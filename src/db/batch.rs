@@ -10,7 +10,8 @@
 //! - **Isolation.** Each row is decided by the conditions of the statement, so the outcome of a call depends on no other
 //!   call in the batch. Two equal calls are decided as if the second had come a moment later.
 //! - **A refusal** of a statement as a whole (one bad row, one row that stays locked, a deadlock) has changed nothing. Its
-//!   calls are then sent one by one, so that only the bad one fails. So they are after a panic.
+//!   calls are then sent one by one, so that only the bad one fails. So they are after a panic in a statement; one elsewhere
+//!   fails its batch, and the worker begins anew.
 //! - **A lost connection** leaves open whether the commit was reached. The same calls are sent again on another connection
 //!   while their callers wait, in a task of their own that holds up no other batch. [`BatchedCall`] demands that this does no
 //!   work twice, also where the first attempt still waits for a lock (`db::certain`). The attempts end when no caller waits
@@ -29,11 +30,10 @@ use sqlx::pool::PoolConnection;
 use sqlx::{PgConnection, PgPool, Postgres};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
-use tokio::task::JoinHandle;
 use tracing::{Instrument as _, Span};
 
 use super::{certain, database_message, within};
-use crate::traces;
+use crate::{background, traces};
 
 /// Calls that may wait; a few seconds' worth.
 const QUEUE_DEPTH: usize = 8192;
@@ -98,7 +98,6 @@ impl<C: BatchedCall> Submitted<C> {
 #[derive(Debug)]
 pub struct Batcher<C: BatchedCall> {
     calls: mpsc::Sender<Submitted<C>>,
-    workers: Vec<JoinHandle<()>>,
 }
 
 impl<C: BatchedCall> Batcher<C> {
@@ -108,13 +107,11 @@ impl<C: BatchedCall> Batcher<C> {
         let (calls, waiting) = mpsc::channel(QUEUE_DEPTH);
         let collector = Mutex::new(Collector { calls: waiting, last: 0 });
         let shared = Arc::new(Shared { collector, in_flight: AtomicUsize::new(0), batch_finished: Notify::new() });
-        let start = |_| tokio::spawn(work(pool.clone(), Arc::clone(&shared), max_batch));
-        Self { calls, workers: (0..workers).map(start).collect() }
-    }
-
-    /// Whether no worker has ended, which only a bug can do while the batcher is there.
-    pub fn is_complete(&self) -> bool {
-        self.workers.iter().all(|worker| !worker.is_finished())
+        for _ in 0..workers {
+            let state = (pool.clone(), Arc::clone(&shared));
+            background::spawn("batches", state, move |(pool, shared)| work(pool, shared, max_batch));
+        }
+        Self { calls }
     }
 
     /// Has a call executed, in one batch with those that come at the same time.

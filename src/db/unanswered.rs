@@ -26,6 +26,7 @@ use parking_lot::Mutex;
 use sqlx::{PgConnection, PgPool};
 
 use super::{certain, database_message};
+use crate::background;
 
 /// How long a statement may be under way that was sent before: the server's limit (`db::pools`), doubled.
 const STATEMENT_LIFETIME: Duration = Duration::from_secs(30);
@@ -125,11 +126,9 @@ impl<W: Settle> Unanswered<W> {
             return;
         }
         list.writes.push_back(Remembered { write: Arc::new(write), since: Instant::now(), to_settle });
-        if !list.settling
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-        {
+        if !list.settling && tokio::runtime::Handle::try_current().is_ok() {
             list.settling = true;
-            runtime.spawn(Self(Arc::clone(&self.0)).settle_all());
+            background::spawn("unanswered writes", Arc::clone(&self.0), |shared| Self(shared).settle_all());
         }
     }
 

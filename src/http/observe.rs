@@ -25,6 +25,7 @@ use super::connection::ProbesOnly;
 use super::error::ApiError;
 use super::verify::{VERIFY, VERIFY_PATH};
 use crate::app::App;
+use crate::background;
 use crate::error::Error;
 use crate::traces;
 
@@ -218,8 +219,7 @@ pub(super) fn space_allow(mut response: Response) -> Response {
 /// A panic is a defect: it is logged, and its request answered like any other.
 #[expect(clippy::needless_pass_by_value, reason = "this is what the layer that catches it hands over")]
 pub(super) fn panicked(panic: Box<dyn Any + Send>) -> Response {
-    let message = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    tracing::error!(panic = message.unwrap_or("(no message)"), "a handler panicked");
+    tracing::error!(panic = background::message(&*panic), "a handler panicked");
     ApiError::Internal.into_response()
 }
 

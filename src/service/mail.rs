@@ -187,8 +187,7 @@ fn count(app: &App, outcome: &str, template: Template) {
 }
 
 /// Sends mails until the process is asked to stop, and then those that it has claimed.
-pub async fn run(app: App, mailer: Mailer) {
-    let mailer = Arc::new(mailer);
+pub async fn run(app: App, mailer: Arc<Mailer>) {
     let mut sending = JoinSet::new();
     let mut poll = tokio::time::interval(POLL_INTERVAL);
     poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -208,7 +207,12 @@ pub async fn run(app: App, mailer: Mailer) {
         tokio::select! {
             biased;
             () = app.stopping.cancelled() => break,
-            Some(_) = sending.join_next() => {}
+            Some(sent) = sending.join_next() => {
+                if let Err(panic) = sent {
+                    // The mail is sent again when its lease is over.
+                    tracing::error!(error = &panic as &dyn std::error::Error, "sending a mail panicked");
+                }
+            }
             () = app.mail_inserted.notified(), if has_room => {
                 tokio::time::sleep(LONGEST_DELAY.mul_f64(rand::random_range(0.0..1.0))).await;
             }

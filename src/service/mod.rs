@@ -47,11 +47,11 @@ pub fn accepting(app: &App) -> Result<(), Error> {
     if app.stopping.is_cancelled() { Err(Error::Stopping) } else { Ok(()) }
 }
 
-/// Whether the service can do its work: it accepts requests, no worker is gone, it is known which sessions have ended, and
+/// Whether the service can do its work: it accepts requests, no thread for hashing is gone, it is known which sessions have ended, and
 /// the database answers and accepts writes.
 pub async fn ready(app: &App) -> Result<(), Error> {
     accepting(app)?;
-    if !app.has_all_workers() {
+    if !app.hasher.is_complete() {
         return Err(sqlx::Error::WorkerCrashed.into());
     }
     verify::up_to_date(app)?;

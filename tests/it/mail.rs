@@ -202,7 +202,7 @@ async fn the_mails_of_a_user_go_with_the_user(pool: PgPool) {
 async fn the_worker_sends_at_once_what_its_replica_inserts_and_ends_when_asked_to(pool: PgPool) {
     let app = TestApp::new(pool);
     let mailer = Mailer::new(&app.app.config.mail).unwrap();
-    let worker = tokio::spawn(mail::run(app.app.clone(), mailer));
+    let worker = tokio::spawn(mail::run(app.app.clone(), std::sync::Arc::new(mailer)));
     let started = std::time::Instant::now();
     app.register(CUST, "customer").await;
     while app.value::<i64>("SELECT count(*) FROM mail_outbox WHERE outcome = 'sent'").await == 0 {

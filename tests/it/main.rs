@@ -14,6 +14,7 @@ mod python_service;
 mod recorder;
 mod support;
 
+mod background;
 mod batch;
 mod bearer;
 mod bodies;
