@@ -80,6 +80,7 @@ fn start_tasks(
         tracing::info!("mail is off: SMTP_URL and MAIL_FROM are not set");
         return None;
     };
+    background::spawn("age of mails", app.clone(), mail::measure);
     let state = (app.clone(), Arc::new(mailer));
     Some(background::spawn("mail", state, |(app, mailer)| mail::run(app, mailer)))
 }

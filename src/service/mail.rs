@@ -216,7 +216,7 @@ pub async fn run(app: App, mailer: Arc<Mailer>) {
             () = app.mail_inserted.notified(), if has_room => {
                 tokio::time::sleep(LONGEST_DELAY.mul_f64(rand::random_range(0.0..1.0))).await;
             }
-            _ = poll.tick() => measure(&app).await,
+            _ = poll.tick() => {}
         }
     }
     let rest = async { while sending.join_next().await.is_some() {} };
@@ -238,11 +238,16 @@ async fn send(app: App, mailer: Arc<Mailer>, outgoing: Outgoing) {
     }
 }
 
-/// Updates the age of the oldest mail that waits.
-async fn measure(app: &App) {
-    if let Ok(oldest) = db::mail_outbox::oldest_unsent(&app.db).await {
-        let age = oldest.map_or(0.0, |oldest| (app.clock.now() - oldest).as_seconds_f64().max(0.0));
-        app.metrics.mail_oldest_unsent.set(age);
+/// Updates the age of the oldest mail that waits, for ever. Apart from the worker, so that it tells when that stands still.
+pub async fn measure(app: App) {
+    let mut ticks = tokio::time::interval(POLL_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if let Ok(oldest) = db::mail_outbox::oldest_unsent(&app.db).await {
+            let age = oldest.map_or(0.0, |oldest| (app.clock.now() - oldest).as_seconds_f64().max(0.0));
+            app.metrics.mail_oldest_unsent.set(age);
+        }
     }
 }
 

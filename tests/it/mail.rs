@@ -215,6 +215,20 @@ async fn the_worker_sends_at_once_what_its_replica_inserts_and_ends_when_asked_t
 }
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn the_age_of_the_oldest_mail_is_known_where_no_worker_runs(pool: PgPool) {
+    let app = TestApp::new(pool);
+    app.register(CUST, "customer").await;
+    app.advance(600);
+    let started = std::time::Instant::now();
+    let measuring = tokio::spawn(mail::measure(app.app.clone()));
+    while app.app.metrics.mail_oldest_unsent.get() < 600.0 {
+        assert!(started.elapsed().as_secs() < 30, "not measured");
+        tokio::task::yield_now().await;
+    }
+    measuring.abort();
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
 async fn a_cleanup_forgets_spent_mails_and_expired_tokens_and_no_others(pool: PgPool) {
     let app = TestApp::with(pool, &["--session-history-days=7"]);
     app.register(CUST, "customer").await;
