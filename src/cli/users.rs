@@ -9,7 +9,7 @@ use sqlx::PgPool;
 use super::output::{print, print_json, print_row};
 use super::{CliError, Who, begin, email, role};
 use crate::clock::Clock;
-use crate::config::{DatabaseSettings, Given, PasswordSettings, without_byte_order_mark};
+use crate::config::{DatabaseSettings, Given, MailSettings, PasswordSettings, without_byte_order_mark};
 use crate::domain::ids::UserId;
 use crate::domain::mail::Locale;
 use crate::domain::page::PageSize;
@@ -53,8 +53,13 @@ pub(super) enum UserCommand {
     SetPassword {
         #[command(flatten)]
         who: Who,
+        /// The language of the notice that the user gets, where mail is on
+        #[arg(long, default_value = "en", value_parser = locale)]
+        locale: Locale,
         #[command(flatten)]
         password: Given<PasswordSettings>,
+        #[command(flatten)]
+        mail: Given<MailSettings>,
     },
     /// Send a user the mail to reset a forgotten password with
     SendReset {
@@ -93,11 +98,12 @@ pub(super) async fn run(command: UserCommand) -> Result<(), CliError> {
             users::set_role(&db, actor, user.id, &role, now).await?;
             print(&format!("user {} is {} now", user.id, role.as_str()))
         }
-        UserCommand::SetPassword { who, password } => {
+        UserCommand::SetPassword { who, locale, password, mail } => {
+            let mail = mail.resolve()?;
             let db = begin(&who.database)?;
             let user = who.find(&db).await?;
             let hash = read_password(&password)?;
-            let ended = set_password(&db, actor, user.id, &hash, now).await?;
+            let ended = set_password(&db, actor, user.id, &hash, &mail, locale, now).await?;
             print(&format!("password of user {} set, {ended} sessions ended", user.id))
         }
         UserCommand::SendReset { who, locale } => {

@@ -45,6 +45,11 @@ impl MailSettings {
         self.mail_from.is_some()
     }
 
+    /// Whether users are told of what happens to their accounts.
+    pub fn has_notices(&self) -> bool {
+        self.is_on() && self.mail_notices
+    }
+
     /// What is wrong with values that are right each by itself. In development mail needs no server.
     pub(super) fn problems(&self, in_development: bool) -> Vec<String> {
         let mut problems = Vec::new();

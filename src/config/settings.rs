@@ -274,6 +274,7 @@ impl Settings for ListenSettings {}
 impl Settings for KeySettings {}
 impl Settings for PasswordSettings {}
 impl Settings for HistorySettings {}
+impl Settings for MailSettings {}
 
 impl Settings for Config {
     fn problems(&self) -> Vec<String> {

@@ -7,7 +7,6 @@
 use uuid::Uuid;
 
 use super::audit::audit;
-use super::mail;
 use super::tokens::new_session;
 use crate::app::App;
 use crate::db::batch::BatchError;
@@ -48,7 +47,7 @@ async fn try_login(app: &App, email: &Email, password: &Password, client: &Clien
         }
         let (session, tokens) = new_session(app, &user, client, password_hash, verified.replacement, verified.counted);
         // Ordered by time, as all ids of mails.
-        let session = NewSession { notice: mail::has_notices(app).then(Uuid::now_v7), ..session };
+        let session = NewSession { notice: app.config.mail.has_notices().then(Uuid::now_v7), ..session };
         let id = session.id;
         let answer = app.unanswered_logins.expect(session.opened());
         let opened = app.session_inserts.submit(session).await;

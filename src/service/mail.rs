@@ -25,6 +25,7 @@ use uuid::Uuid;
 use super::audit::{Actor, audit, audit_by};
 use super::cleanup::jittered;
 use crate::app::App;
+use crate::config::MailSettings;
 use crate::db;
 pub use crate::db::mail_outbox::Unsent;
 use crate::db::mail_outbox::{Claimed, NewMail, Recipient};
@@ -76,14 +77,15 @@ pub(super) async fn request(
     wait.map_or(Ok(()), |wait| Err(Error::Throttled(wait)))
 }
 
-/// The notice that a user gets, where there are notices.
-pub(super) fn notice(app: &App, template: Template, user_id: UserId, locale: Locale) -> Option<NewMail> {
-    let mail = || NewMail::new(template, locale, Recipient::User(user_id), app.clock.now());
-    has_notices(app).then(mail)
-}
-
-pub(super) fn has_notices(app: &App) -> bool {
-    app.config.mail.is_on() && app.config.mail.mail_notices
+/// The notice that a user gets, where there are notices. Whoever makes the change, the user is told.
+pub(super) fn notice(
+    settings: &MailSettings,
+    template: Template,
+    user_id: UserId,
+    locale: Locale,
+    now: DateTime<Utc>,
+) -> Option<NewMail> {
+    settings.has_notices().then(|| NewMail::new(template, locale, Recipient::User(user_id), now))
 }
 
 /// A mail that this replica is to send.

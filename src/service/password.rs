@@ -9,6 +9,7 @@ use super::login::verify_password;
 use super::mail;
 use super::tokens::new_session;
 use crate::app::App;
+use crate::config::MailSettings;
 use crate::db;
 use crate::db::batch::BatchedCall as _;
 use crate::db::revocations::{Ending, Revocations};
@@ -17,7 +18,7 @@ use crate::db::sign_out::Except;
 use crate::domain::client::ClientInfo;
 use crate::domain::email::Email;
 use crate::domain::ids::UserId;
-use crate::domain::mail::Template;
+use crate::domain::mail::{Locale, Template};
 use crate::domain::password::{Password, PasswordHash};
 use crate::domain::session::EndReason;
 use crate::domain::tokens::TokenPair;
@@ -43,7 +44,7 @@ pub async fn change_password(
     // All others end, and are to say why.
     let session = NewSession { max_sessions: i64::MAX, ..session };
     let (user_id, others, session) = (user.id, Except::Session(session.id), &session);
-    let notice = &mail::notice(app, Template::PasswordChanged, user_id, client.locale);
+    let notice = &mail::notice(&app.config.mail, Template::PasswordChanged, user_id, client.locale, session.now);
     let ending = &Ending::new(&app.revocations);
     let answer = app.unanswered_logins.expect(session.opened());
     let changed = db::certain::execute(&app.db, |mut connection, again| async move {
@@ -75,19 +76,26 @@ pub async fn change_password(
     Ok(tokens)
 }
 
-/// Sets a user's password and ends all of the user's sessions, for the command line. Returns how many there were.
+/// Sets a user's password and ends all of the user's sessions, for the command line. The user gets the same notice as of
+/// a change of their own. Returns how many sessions there were.
 pub async fn set_password(
     db: &PgPool,
     actor: Actor,
     user_id: UserId,
     hash: &PasswordHash,
+    mail: &MailSettings,
+    locale: Locale,
     now: DateTime<Utc>,
 ) -> Result<u64, Error> {
+    let notice = mail::notice(mail, Template::PasswordChanged, user_id, locale, now);
     let mut transaction = db.begin().await?;
     db::users::set_password_hash(&mut *transaction, user_id, hash, now).await?;
     db::mail_tokens::void(&mut *transaction, user_id).await?;
     let (reason, ending) = (EndReason::PasswordChanged, Ending::new(&Revocations::default()));
     let ended = db::sign_out::end_all(&mut transaction, &ending, user_id, Except::Nothing, reason, now).await?;
+    if let Some(notice) = &notice {
+        db::mail_outbox::insert(&mut *transaction, notice, &[]).await?;
+    }
     transaction.commit().await?;
     audit_by(actor, "password_change", "success", Some(user_id), None);
     Ok(ended)

@@ -30,7 +30,7 @@ pub async fn reset_password(app: &App, token: &MailToken, new: Password, client:
     let user_id = *user_id;
     let hash = &slot.hash(new).await?;
     let now = app.clock.now();
-    let notice = &mail::notice(app, Template::PasswordReset, user_id, client.locale);
+    let notice = &mail::notice(&app.config.mail, Template::PasswordReset, user_id, client.locale, now);
     let failed_logins = &app.config.throttle().map(|limits| limits.login_of_account(email, client.ip));
     let ending = &Ending::new(&app.revocations);
     let reset = db::certain::execute(&app.db, |mut connection, again| async move {

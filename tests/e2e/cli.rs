@@ -175,6 +175,12 @@ async fn user_set_password_ends_the_sessions() {
     set.assert(0, "password of user 1 set, 1 sessions ended\n");
     set.assert_audit(&[audit("password_change", "success", 1)]);
     assert_eq!(scene.value("SELECT count(*) FROM sessions WHERE end_reason = 'password_changed'").await, 1);
+    assert_eq!(scene.value("SELECT count(*) FROM mail_outbox").await, 0);
+    let german = ["--mail-from", "shop@shop.example", "--locale", "de"];
+    let set = [&["user", "set-password", "--email", "cust@example.com"][..], &german].concat();
+    scene.run(&set, "yet another one\n").assert(0, "password of user 1 set, 0 sessions ended\n");
+    let told = "SELECT count(*) FROM mail_outbox WHERE template = 'password_changed' AND locale = 'de'";
+    assert_eq!(scene.value(told).await, 1);
 }
 
 #[tokio::test]

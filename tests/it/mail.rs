@@ -1,16 +1,20 @@
 //! The outbox and its worker: no mail is lost, none is sent twice without need, and users are told what matters.
 
 use auth::app::App;
+use auth::domain::ids::UserId;
+use auth::domain::mail::{Locale, Template};
+use auth::domain::password::PasswordHash;
 use auth::mail::{Content, Mailer, SendError};
 use auth::service::audit::Actor;
 use auth::service::mail;
+use auth::service::password::set_password;
 use axum::http::Method;
 use serde_json::json;
 use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::mailbox::templates;
-use crate::support::{PASSWORD, TestApp, together};
+use crate::support::{MAIL_OFF, PASSWORD, TestApp, config, together};
 
 const CUST: &str = "cust@example.com";
 const FIREFOX: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0";
@@ -171,6 +175,29 @@ async fn who_has_the_password_cannot_flood_the_mailbox(pool: PgPool) {
     app.advance(86_400);
     assert_eq!(app.login_with("another", "198.51.100.7", CUST).await.status, 200);
     assert_eq!(app.deliver().await.len(), 1);
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn who_gets_a_password_from_an_operator_is_told_or_keeps_the_old_one(pool: PgPool) {
+    let app = TestApp::new(pool);
+    app.verified_customer(CUST).await;
+    let id = UserId(app.user_id(CUST).await);
+    let set = async |flags: &[&str]| {
+        let (hash, mail, now) = (PasswordHash::from_stored("new".to_owned()), config(flags).mail, app.clock.now());
+        set_password(&app.db, Actor::CommandLine, id, &hash, &mail, Locale::De, now).await
+    };
+    app.execute("ALTER TABLE mail_outbox RENAME TO away").await;
+    set(&[]).await.unwrap_err();
+    app.execute("ALTER TABLE away RENAME TO mail_outbox").await;
+    app.login(CUST).await;
+    app.deliver().await;
+    for (flags, told) in [(&[][..], true), (&["--mail-notices=off"], false), (&MAIL_OFF, false)] {
+        set(flags).await.unwrap();
+        let messages = app.deliver().await;
+        let found: Vec<_> = messages.iter().map(|message| (message.content.template(), message.locale)).collect();
+        let expected = if told { vec![(Template::PasswordChanged, Locale::De)] } else { vec![] };
+        assert_eq!(found, expected, "{flags:?}");
+    }
 }
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]

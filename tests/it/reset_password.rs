@@ -1,7 +1,7 @@
 //! `POST /auth/password/reset`: a token from a mail is good for one new password, and for nothing after any change of it.
 
 use auth::domain::ids::UserId;
-use auth::domain::mail::Template;
+use auth::domain::mail::{Locale, Template};
 use auth::domain::password::PasswordHash;
 use auth::mail::SendError;
 use auth::service::audit::Actor;
@@ -13,7 +13,7 @@ use sqlx::PgPool;
 
 use crate::mailbox::{templates, token_of};
 use crate::recorder::Recorder;
-use crate::support::{Answer, PASSWORD, TestApp, count, pair, together};
+use crate::support::{Answer, MAIL_OFF, PASSWORD, TestApp, config, count, pair, together};
 
 const CUST: &str = "cust@example.com";
 const NEW: &str = "a new password";
@@ -85,7 +85,8 @@ async fn a_token_is_void_after_any_change_of_the_password(pool: PgPool) {
     let token = app.reset_token(CUST).await;
     let id = UserId(app.user_id(CUST).await);
     let hash: String = app.value("SELECT password_hash FROM users").await;
-    set_password(&app.db, Actor::CommandLine, id, &PasswordHash::from_stored(hash), app.clock.now()).await.unwrap();
+    let (hash, off) = (PasswordHash::from_stored(hash), config(&MAIL_OFF).mail);
+    set_password(&app.db, Actor::CommandLine, id, &hash, &off, Locale::En, app.clock.now()).await.unwrap();
     assert_invalid(&app.reset_password(&token, "stolen password").await);
     pair(&app.try_login(CUST, NEW).await);
 }

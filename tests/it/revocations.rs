@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use auth::clock::Clock;
 use auth::db::revocations::read;
 use auth::domain::ids::{SessionId, UserId};
+use auth::domain::mail::Locale;
 use auth::domain::password::PasswordHash;
 use auth::service::audit::Actor;
 use auth::service::revocations::{Feed, Revocations, follow};
@@ -154,7 +155,8 @@ async fn whatever_a_command_or_a_statement_ends_is_refused_after_a_reading(pool:
     assert!(is_refused(&scene.other, &two).await && !is_refused(&scene.other, &three).await);
 
     let hash = PasswordHash::from_stored(scene.app.value("SELECT password_hash FROM users LIMIT 1").await);
-    password::set_password(&db, actor, user, &hash, now).await.unwrap();
+    let mail = &scene.app.app.config.mail;
+    password::set_password(&db, actor, user, &hash, mail, Locale::En, now).await.unwrap();
     scene.read().await;
     assert!(is_refused(&scene.other, &three).await);
 

@@ -3,6 +3,7 @@
 use std::pin::Pin;
 
 use auth::domain::ids::UserId;
+use auth::domain::mail::Locale;
 use auth::domain::password::PasswordHash;
 use auth::service::audit::Actor;
 use auth::service::password::set_password;
@@ -160,7 +161,9 @@ fn end_everything(scene: &Scene, way: &'static str) -> tokio::task::JoinHandle<(
             _ => {
                 let hash = PasswordHash::from_stored("x".to_owned());
                 let (user, now) = (UserId(user), app.clock.now());
-                return set_password(&app.db, Actor::CommandLine, user, &hash, now).await.map(|_| ()).unwrap();
+                let mail = &app.app.config.mail;
+                let set = set_password(&app.db, Actor::CommandLine, user, &hash, mail, Locale::En, now).await;
+                return set.map(|_| ()).unwrap();
             }
         };
         assert!(answer.status.is_success(), "{way}: {}", answer.body);
