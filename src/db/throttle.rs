@@ -8,6 +8,26 @@ use sqlx::PgExecutor;
 use super::column;
 use crate::domain::throttle::Bucket;
 
+/// Takes back one event in each of these buckets, which are locked in the order of their keys. (A login that opens a session
+/// does so with it, see `db::sessions::NewSession`.)
+pub async fn take_back(executor: impl PgExecutor<'_>, buckets: &[Bucket]) -> sqlx::Result<()> {
+    sqlx::query!(
+        r"
+        INSERT INTO auth_throttle AS bucket (key, tat)
+        SELECT key, timestamp 'epoch' - step * interval '1 microsecond'
+        FROM unnest($1::bytea[], $2::bigint[]) AS event (key, step)
+        ORDER BY key
+        ON CONFLICT ON CONSTRAINT auth_throttle_pkey
+        DO UPDATE SET tat = bucket.tat + (excluded.tat - timestamp 'epoch')
+        ",
+        &buckets.iter().map(|bucket| bucket.key.clone()).collect::<Vec<_>>(),
+        &buckets.iter().map(|bucket| bucket.limit.step()).collect::<Vec<_>>(),
+    )
+    .execute(executor)
+    .await
+    .map(|_| ())
+}
+
 /// Forgets what was counted in these buckets, which are locked in the order of their keys.
 pub async fn empty(executor: impl PgExecutor<'_>, buckets: &[Bucket]) -> sqlx::Result<()> {
     sqlx::query!(

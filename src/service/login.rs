@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::audit::audit;
 use super::tokens::new_session;
 use crate::app::App;
+use crate::db;
 use crate::db::batch::BatchError;
 use crate::db::sessions::NewSession;
 use crate::db::users::{Account, Counted, Lookup};
@@ -42,6 +43,8 @@ async fn try_login(app: &App, email: &Email, password: &Password, client: &Clien
         let verified = verify_password(app, "login", email, password, client).await?;
         let Account { user, password_hash, email_verified } = verified.account;
         if app.config.mail.login_requires_verified_email && !email_verified {
+            // The password was right, which counts as little as where it opens a session.
+            db::throttle::take_back(&app.db, &verified.counted).await?;
             audit("login", "unverified", Some(user.id), None, client.ip);
             return Err(Error::EmailNotVerified);
         }

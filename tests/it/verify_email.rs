@@ -90,3 +90,17 @@ async fn a_login_may_have_to_wait_until_the_address_is_verified(pool: PgPool) {
     assert_eq!(app.reset_password(&token, "another password").await.status, 200);
     pair(&app.try_login("late@example.com", "another password").await);
 }
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn a_right_password_is_no_failed_login_though_the_address_is_not_verified(pool: PgPool) {
+    let app = TestApp::with(pool, &["--login-requires-verified-email=on"]);
+    app.register(CUST, "customer").await;
+    for _ in 0..25 {
+        app.try_login(CUST, PASSWORD).await.assert_detail(403, "Email not verified");
+    }
+    // Wrong ones count, and then the right one is not looked at.
+    for _ in 0..20 {
+        app.try_login(CUST, "not the password").await.assert_detail(401, "Invalid credentials");
+    }
+    app.try_login(CUST, PASSWORD).await.assert_detail(429, "Too many attempts, try again later");
+}
