@@ -20,7 +20,6 @@ use crate::domain::keys::KeySet;
 use crate::domain::network::TrustedProxies;
 use crate::domain::password::Argon2Cost;
 use crate::domain::role::Role;
-use crate::domain::throttle::{THROTTLE, Throttle};
 use crate::domain::tokens::{Lifetimes, TokenAlgorithm};
 use crate::passwords::hasher::HasherSettings;
 use crate::passwords::pool::PoolSettings;
@@ -194,7 +193,7 @@ pub struct Config {
     /// Limit failed logins and registrations: on or off
     #[arg(env, default_value = "on", value_name = "ON_OFF", help_heading = "Access", action = ArgAction::Set,
         value_parser = word(&ON_OFF))]
-    throttle: bool,
+    pub throttle: bool,
     /// Roles anyone may register with
     #[arg(env, default_value = "customer", in_development = "customer,admin", value_name = "ROLE,...",
         help_heading = "Access", value_parser = list(role))]
@@ -336,11 +335,6 @@ impl Config {
     /// is under way may get one a little later, and hosts whose clocks differ end sessions, too.
     pub fn revocation_lifetime(&self) -> Duration {
         self.access_token_lifetime.to_std().unwrap_or_default() + Duration::from_mins(10)
-    }
-
-    /// The throttle's limits, unless it is off.
-    pub fn throttle(&self) -> Option<Throttle> {
-        self.throttle.then_some(THROTTLE)
     }
 
     /// Where spans are sent, if anywhere, as OpenTelemetry defines it for all signals and for this one.

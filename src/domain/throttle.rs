@@ -37,84 +37,57 @@ impl Limit {
     }
 }
 
-/// The limits. A network is an IPv4 address or an IPv6 /64, a site an IPv6 /48.
-#[derive(Clone, Copy, Debug)]
-pub struct Throttle {
-    /// Failed logins for one account from one network. An attacker elsewhere fills another bucket, so nobody can lock a
-    /// customer out.
-    pub login_account: Limit,
-    /// Failed logins for one account from all networks that it was never used from.
-    pub login_account_elsewhere: Limit,
-    /// Failed logins from one network. Wide, because a whole company or mobile carrier may share an address.
-    pub login_network: Limit,
-    /// Failed logins from one site.
-    pub login_site: Limit,
-    /// Registrations from one network.
-    pub register_network: Limit,
-    /// Registrations from one site.
-    pub register_site: Limit,
-    /// Mails to one address, from all networks together.
-    pub mail_address: Limit,
-    /// Mails that one network asks for.
-    pub mail_network: Limit,
-    /// Mails that one site asks for.
-    pub mail_site: Limit,
-    /// Refreshes of one session after its login. Not in a bucket: each token hands it on to its successor
-    /// (`db::refresh_tokens`).
-    pub refresh_session: Limit,
+// The limits. A network is an IPv4 address or an IPv6 /64, a site an IPv6 /48.
+
+/// Failed logins for one account from one network. An attacker elsewhere fills another bucket, so nobody can lock a customer
+/// out.
+pub const LOGIN_ACCOUNT: Limit = Limit::new(20, 60);
+/// Failed logins for one account from all networks that it was never used from.
+pub const LOGIN_ACCOUNT_ELSEWHERE: Limit = Limit::new(60, 30);
+/// Failed logins from one network. Wide, because a whole company or mobile carrier may share an address.
+pub const LOGIN_NETWORK: Limit = Limit::new(1000, 2);
+pub const LOGIN_SITE: Limit = Limit::new(2000, 1);
+pub const REGISTER_NETWORK: Limit = Limit::new(500, 10);
+pub const REGISTER_SITE: Limit = Limit::new(1000, 5);
+/// Mails to one address, from all networks together.
+pub const MAIL_ADDRESS: Limit = Limit::new(3, 3600);
+/// Mails that one network asks for.
+pub const MAIL_NETWORK: Limit = Limit::new(10, 600);
+pub const MAIL_SITE: Limit = Limit::new(20, 300);
+/// Refreshes of one session after its login. Not in a bucket: each token hands it on to its successor
+/// (`db::refresh_tokens`).
+pub const REFRESH_SESSION: Limit = Limit::new(60, 10);
+
+/// What a login is counted in.
+pub fn login(email: &Email, client: IpAddr) -> Vec<Bucket> {
+    let mut buckets = login_of_account(email, client).to_vec();
+    buckets.push(Bucket::new("login-network", Some(counted_network(client)), "", LOGIN_NETWORK));
+    buckets.extend(counted_site(client).map(|site| Bucket::new("login-site", Some(site), "", LOGIN_SITE)));
+    buckets
 }
 
-/// The limits in force where the throttle is on.
-pub const THROTTLE: Throttle = Throttle {
-    login_account: Limit::new(20, 60),
-    login_account_elsewhere: Limit::new(60, 30),
-    login_network: Limit::new(1000, 2),
-    login_site: Limit::new(2000, 1),
-    register_network: Limit::new(500, 10),
-    register_site: Limit::new(1000, 5),
-    mail_address: Limit::new(3, 3600),
-    mail_network: Limit::new(10, 600),
-    mail_site: Limit::new(20, 300),
-    refresh_session: Limit::new(60, 10),
-};
+/// As [`login`], only for this account.
+pub fn login_of_account(email: &Email, client: IpAddr) -> [Bucket; 2] {
+    let (account, network) = (email.lowered(), Some(counted_network(client)));
+    let elsewhere = Bucket::new("login-account-elsewhere", None, account, LOGIN_ACCOUNT_ELSEWHERE);
+    [Bucket::new("login-account", network, account, LOGIN_ACCOUNT), Bucket { spares_known_networks: true, ..elsewhere }]
+}
 
-impl Throttle {
-    /// What a login is counted in.
-    pub fn login(&self, email: &Email, client: IpAddr) -> Vec<Bucket> {
-        let mut buckets = self.login_of_account(email, client).to_vec();
-        buckets.push(Bucket::new("login-network", Some(counted_network(client)), "", self.login_network));
-        buckets.extend(counted_site(client).map(|site| Bucket::new("login-site", Some(site), "", self.login_site)));
-        buckets
-    }
+/// What a registration is counted in.
+pub fn register(client: IpAddr) -> Vec<Bucket> {
+    let mut buckets = vec![Bucket::new("register-network", Some(counted_network(client)), "", REGISTER_NETWORK)];
+    buckets.extend(counted_site(client).map(|site| Bucket::new("register-site", Some(site), "", REGISTER_SITE)));
+    buckets
+}
 
-    /// As [`Throttle::login`], only for this account.
-    pub fn login_of_account(&self, email: &Email, client: IpAddr) -> [Bucket; 2] {
-        let (account, network) = (email.lowered(), Some(counted_network(client)));
-        let elsewhere = Bucket::new("login-account-elsewhere", None, account, self.login_account_elsewhere);
-        [
-            Bucket::new("login-account", network, account, self.login_account),
-            Bucket { spares_known_networks: true, ..elsewhere },
-        ]
-    }
-
-    /// What a registration is counted in.
-    pub fn register(&self, client: IpAddr) -> Vec<Bucket> {
-        let network = Some(counted_network(client));
-        let mut buckets = vec![Bucket::new("register-network", network, "", self.register_network)];
-        let site = counted_site(client);
-        buckets.extend(site.map(|site| Bucket::new("register-site", Some(site), "", self.register_site)));
-        buckets
-    }
-
-    /// What a mail is counted in that a client asks for.
-    pub fn mail(&self, template: Template, email: &Email, client: IpAddr) -> Vec<Bucket> {
-        let mut buckets = vec![
-            Bucket::new(template.label(), None, email.lowered(), self.mail_address),
-            Bucket::new("mail-network", Some(counted_network(client)), "", self.mail_network),
-        ];
-        buckets.extend(counted_site(client).map(|site| Bucket::new("mail-site", Some(site), "", self.mail_site)));
-        buckets
-    }
+/// What a mail is counted in that a client asks for.
+pub fn mail(template: Template, email: &Email, client: IpAddr) -> Vec<Bucket> {
+    let mut buckets = vec![
+        Bucket::new(template.label(), None, email.lowered(), MAIL_ADDRESS),
+        Bucket::new("mail-network", Some(counted_network(client)), "", MAIL_NETWORK),
+    ];
+    buckets.extend(counted_site(client).map(|site| Bucket::new("mail-site", Some(site), "", MAIL_SITE)));
+    buckets
 }
 
 /// A bucket and its limit: what an event is counted in.

@@ -16,7 +16,7 @@ use crate::db::users::{Account, Counted, Lookup};
 use crate::domain::client::ClientInfo;
 use crate::domain::email::Email;
 use crate::domain::password::{Password, PasswordHash, Verdict};
-use crate::domain::throttle::Bucket;
+use crate::domain::throttle::{self, Bucket};
 use crate::domain::tokens::TokenPair;
 use crate::error::Error;
 
@@ -84,7 +84,7 @@ pub(super) async fn verify_password(
     client: &ClientInfo,
 ) -> Result<VerifiedAccount, Error> {
     let slot = app.hasher.acquire().await?;
-    let buckets = app.config.throttle().map(|throttle| throttle.login(email, client.ip)).unwrap_or_default();
+    let buckets = if app.config.throttle { throttle::login(email, client.ip) } else { Vec::new() };
     let lookup = Lookup { email: email.clone(), client: client.ip, buckets, now: app.clock.now() };
     let found = app.account_lookups.submit(lookup).await?;
     let user_id = found.account.as_ref().map(|account| account.user.id);

@@ -36,6 +36,7 @@ use crate::domain::ids::UserId;
 use crate::domain::mail::{Locale, Template};
 use crate::domain::mail_token::MailToken;
 use crate::domain::page::{Page, PageSize};
+use crate::domain::throttle;
 use crate::error::Error;
 use crate::mail::{Content, Mailer, Message, SendError};
 
@@ -66,8 +67,8 @@ pub(super) async fn request(
     mail: &NewMail,
     client: &ClientInfo,
 ) -> Result<(), Error> {
-    let limits = app.config.throttle();
-    let buckets = &limits.map(|limits| limits.mail(mail.template, email, client.ip)).unwrap_or_default();
+    let limited = app.config.throttle;
+    let buckets = &if limited { throttle::mail(mail.template, email, client.ip) } else { Vec::new() };
     let wait = db::certain::execute(&app.db, |mut connection, _| async move {
         db::mail_outbox::insert(&mut *connection, mail, buckets).await
     });

@@ -25,6 +25,7 @@ use crate::db::revocations::Ending;
 use crate::domain::client::ClientInfo;
 use crate::domain::ids::SessionId;
 use crate::domain::session::EndReason;
+use crate::domain::throttle::REFRESH_SESSION;
 use crate::domain::tokens::{Jti, RefreshClaims, TokenPair};
 use crate::error::Error;
 
@@ -123,7 +124,7 @@ async fn rotate(app: &App, presented: RefreshClaims, client: ClientInfo, now: Da
         client,
         max_sessions: app.config.max_sessions_per_user,
         revocations: app.revocations.clone(),
-        limit: app.config.throttle().map(|throttle| throttle.refresh_session),
+        limit: app.config.throttle.then_some(REFRESH_SESSION),
         now,
     };
     let overlapped = match app.token_rotations.submit(rotation).await {
@@ -156,7 +157,7 @@ async fn refused(
     ip: IpAddr,
     now: DateTime<Utc>,
 ) -> Result<Outcome, Error> {
-    let limit = app.config.throttle().map(|throttle| throttle.refresh_session);
+    let limit = app.config.throttle.then_some(REFRESH_SESSION);
     let state = db::certain::execute(&app.db, |mut connection, _| async move {
         db::refresh_tokens::classify_refused(&mut *connection, presented, limit, now).await
     });

@@ -11,6 +11,7 @@ use crate::domain::client::ClientInfo;
 use crate::domain::email::Email;
 use crate::domain::password::Password;
 use crate::domain::role::Role;
+use crate::domain::throttle;
 use crate::error::Error;
 
 /// Registers a user, who gets a mail to verify the address where mail is on. `bearer` is asked for only if the role is not open to everybody.
@@ -30,7 +31,7 @@ pub async fn register(
         })?;
     }
     let slot = app.hasher.acquire().await?;
-    let buckets = app.config.throttle().map(|throttle| throttle.register(client.ip)).unwrap_or_default();
+    let buckets = if app.config.throttle { throttle::register(client.ip) } else { Vec::new() };
     let lookup = Lookup { email: email.clone(), client: client.ip, buckets, now: app.clock.now() };
     let found = app.account_lookups.submit(lookup).await?;
     if let Counted::Refused(wait) = found.counted {

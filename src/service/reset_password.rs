@@ -14,6 +14,7 @@ use crate::domain::mail::Template;
 use crate::domain::mail_token::MailToken;
 use crate::domain::password::Password;
 use crate::domain::session::EndReason;
+use crate::domain::throttle;
 use crate::error::Error;
 
 const EVENT: &str = "password_reset";
@@ -31,7 +32,7 @@ pub async fn reset_password(app: &App, token: &MailToken, new: Password, client:
     let hash = &slot.hash(new).await?;
     let now = app.clock.now();
     let notice = &mail::notice(&app.config.mail, Template::PasswordReset, user_id, client.locale, now);
-    let failed_logins = &app.config.throttle().map(|limits| limits.login_of_account(email, client.ip));
+    let failed_logins = &app.config.throttle.then(|| throttle::login_of_account(email, client.ip));
     let ending = &Ending::new(&app.revocations);
     let reset = db::certain::execute(&app.db, |mut connection, again| async move {
         let mut transaction = connection.begin().await?;

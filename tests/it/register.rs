@@ -1,6 +1,6 @@
 //! `POST /auth/register`: who gets which role, which passwords are taken, and what of it is told and kept.
 
-use auth::domain::throttle::THROTTLE;
+use auth::domain::throttle;
 use chrono::{NaiveDateTime, TimeDelta};
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -229,10 +229,10 @@ async fn every_problem_of_a_body_is_listed_and_nothing_is_written(pool: PgPool) 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
 async fn registrations_from_one_network_are_limited_and_the_wait_is_honest(pool: PgPool) {
     let app = TestApp::new(pool);
-    let limit = app.app.config.throttle().unwrap().register_network;
+    let limit = throttle::REGISTER_NETWORK;
     assert_eq!((limit.burst, limit.interval), (500, TimeDelta::seconds(10)));
     // As 499 registrations would have left the bucket.
-    let here = THROTTLE.register([127, 0, 0, 1].into()).remove(0).key;
+    let here = throttle::register([127, 0, 0, 1].into()).remove(0).key;
     sqlx::query("INSERT INTO auth_throttle (key, tat) VALUES ($1, $2)")
         .bind(&here)
         .bind(app.now() + limit.interval * 499)

@@ -1,7 +1,7 @@
 //! The throttle of failed logins: how many, for whom, from where, and for how long.
 
 use auth::domain::email::Email;
-use auth::domain::throttle::THROTTLE;
+use auth::domain::throttle;
 use axum::body::Body;
 use axum::http::Request;
 use chrono::TimeDelta;
@@ -156,7 +156,7 @@ async fn turned_off_it_counts_nothing(pool: PgPool) {
 async fn a_network_has_a_wide_limit_for_all_accounts_together(pool: PgPool) {
     let app = TestApp::new(pool);
     app.register("cust@example.com", "customer").await;
-    let limit = app.app.config.throttle().unwrap().login_network;
+    let limit = throttle::LOGIN_NETWORK;
     assert_eq!((limit.burst, limit.interval), (1000, TimeDelta::seconds(2)));
     // As 999 failures would have left the bucket.
     sqlx::query("INSERT INTO auth_throttle (key, tat) VALUES ($1, $2)")
@@ -254,7 +254,7 @@ async fn in_one_batch_as_many_are_verified_as_fit_and_the_others_are_counted_now
     for answer in others.iter().filter(|answer| answer.status == 429) {
         assert!((1..=60).contains(&answer.retry_after()), "{}", answer.retry_after());
     }
-    let limit = app.app.config.throttle().unwrap().login_network;
+    let limit = throttle::LOGIN_NETWORK;
     let counted = tat(&app, &login_keys("198.51.100.7")[NETWORK]).await - app.now();
     assert!(counted <= limit.interval * 20, "{counted}");
 }
@@ -281,7 +281,7 @@ async fn an_account_tried_from_many_networks_is_closed_to_new_ones_and_open_to_i
     let app = TestApp::new(pool);
     app.register("cust@example.com", "customer").await;
     pair(&login_from(&app, "2001:db8:5::1", "cust@example.com", PASSWORD).await);
-    let limit = app.app.config.throttle().unwrap().login_account_elsewhere;
+    let limit = throttle::LOGIN_ACCOUNT_ELSEWHERE;
     assert_eq!((limit.burst, limit.interval), (60, TimeDelta::seconds(30)));
     let (mut verified, mut refused) = (0, None);
     for attempt in 0..300 {
@@ -311,10 +311,9 @@ async fn an_account_tried_from_many_networks_is_closed_to_new_ones_and_open_to_i
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
 async fn a_site_has_a_wide_limit_for_all_its_networks_together(pool: PgPool) {
     let app = TestApp::new(pool);
-    let limits = app.app.config.throttle().unwrap();
     for (key, limit) in [
-        (login_keys("2001:db8:5::")[SITE].clone(), limits.login_site),
-        (limits.register("2001:db8:5::".parse().unwrap())[1].key.clone(), limits.register_site),
+        (login_keys("2001:db8:5::")[SITE].clone(), throttle::LOGIN_SITE),
+        (throttle::register("2001:db8:5::".parse().unwrap())[1].key.clone(), throttle::REGISTER_SITE),
     ] {
         sqlx::query("INSERT INTO auth_throttle (key, tat) VALUES ($1, $2)")
             .bind(key)
@@ -351,7 +350,7 @@ async fn an_impossible_timestamp_refuses_and_fails_nobody_else(pool: PgPool) {
 /// The buckets of a login of cust@example.com: with the account, with the account elsewhere, with the network, with the site.
 fn login_keys(client: &str) -> Vec<Vec<u8>> {
     let email = Email::parse("cust@example.com").unwrap();
-    THROTTLE.login(&email, client.parse().unwrap()).into_iter().map(|bucket| bucket.key).collect()
+    throttle::login(&email, client.parse().unwrap()).into_iter().map(|bucket| bucket.key).collect()
 }
 
 const ACCOUNT: usize = 0;
