@@ -17,6 +17,6 @@ pub use given::{ConfigError, Given, Settings, without_byte_order_mark};
 pub use keys::KeyFile;
 pub use mail::{MailFrom, MailSettings, SmtpServer, SmtpTls};
 pub use settings::{
-    Config, CorsOrigins, DatabaseSettings, Environment, ForwardAuthStale, HistorySettings, KeySettings, ListenSettings,
-    LogFormat, PasswordSettings, UsersListAccess,
+    Config, CorsOrigins, DatabaseSettings, Environment, HistorySettings, KeySettings, ListenSettings, LogFormat,
+    PasswordSettings,
 };

@@ -97,6 +97,7 @@ pub struct HistorySettings {
 
 /// All settings of the service.
 #[derive(Args, Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "settings do not depend on each other")]
 pub struct Config {
     #[command(flatten)]
     pub database: DatabaseSettings,
@@ -199,13 +200,13 @@ pub struct Config {
         help_heading = "Access", value_parser = list(role))]
     pub register_open_roles: List<Role>,
     /// Who may list users: admin or public
-    #[arg(env, default_value = "admin", in_development = "public", value_name = "WHO", help_heading = "Access",
-        value_parser = word(&[("admin", UsersListAccess::Admin), ("public", UsersListAccess::Public)]))]
-    pub users_list_access: UsersListAccess,
+    #[arg(env = "USERS_LIST_ACCESS", default_value = "admin", in_development = "public", value_name = "WHO",
+        help_heading = "Access", action = ArgAction::Set, value_parser = word(&[("admin", false), ("public", true)]))]
+    pub users_list_is_public: bool,
     /// What /auth/verify answers where the list of ended sessions is older than two seconds: serve or refuse
-    #[arg(env, default_value = "serve", value_name = "WHAT", help_heading = "Access",
-        value_parser = word(&[("serve", ForwardAuthStale::Serve), ("refuse", ForwardAuthStale::Refuse)]))]
-    pub forward_auth_stale: ForwardAuthStale,
+    #[arg(env = "FORWARD_AUTH_STALE", default_value = "serve", value_name = "WHAT", help_heading = "Access",
+        action = ArgAction::Set, value_parser = word(&[("serve", true), ("refuse", false)]))]
+    pub serves_when_stale: bool,
     /// Live sessions of one user; one more ends the oldest
     #[arg(env, default_value = "100", value_name = "COUNT", help_heading = "Access",
         value_parser = whole(1..=100_000_i64))]
@@ -244,22 +245,6 @@ pub enum LogFormat {
 pub enum CorsOrigins {
     Any,
     List(Vec<String>),
-}
-
-/// Who may list the users.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UsersListAccess {
-    Admin,
-    Public,
-}
-
-/// What is answered about access tokens where sessions may have ended that are not known here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ForwardAuthStale {
-    /// What was known last.
-    Serve,
-    /// 503.
-    Refuse,
 }
 
 impl From<List<String>> for CorsOrigins {

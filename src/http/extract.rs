@@ -11,7 +11,6 @@ use uuid::Uuid;
 use super::error::ApiError;
 use super::problem::{Location, Problem};
 use crate::app::App;
-use crate::config::UsersListAccess;
 use crate::domain::client::ClientInfo;
 use crate::domain::mail::Locale;
 use crate::domain::page::PageSize;
@@ -64,7 +63,7 @@ impl FromRequestParts<App> for MayListUsers {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
-        if app.config.users_list_access == UsersListAccess::Admin {
+        if !app.config.users_list_is_public {
             Admin::from_request_parts(parts, app).await?;
         }
         Ok(Self)

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use super::tokens::verify_access;
 use crate::app::App;
-use crate::config::ForwardAuthStale;
 use crate::domain::role::Role;
 use crate::domain::tokens::{AccessClaims, TokenError};
 use crate::error::{AccessRefusal, Error};
@@ -53,23 +52,16 @@ fn decide(app: &App, bearer: Option<&str>, required: &Requirement) -> Result<Opt
 /// What a good access token says. A session that is not known to have ended may have ended all the same, elsewhere and
 /// less than a second ago.
 pub(super) fn access_token(app: &App, token: &str) -> Result<AccessClaims, Error> {
-    let refused = |error| match error {
+    let claims = verify_access(app, token, app.clock.now()).map_err(|error| match error {
         TokenError::Expired => AccessRefusal::Expired,
         TokenError::Invalid | TokenError::WrongType => AccessRefusal::Invalid,
-    };
-    let claims = verify_access(app, token, app.clock.now()).map_err(refused);
-    match claims {
-        Ok(claims) if app.revocations.contains(claims.session_id) => Err(AccessRefusal::Ended.into()),
-        Ok(claims) => Ok(claims),
-        Err(refusal) => Err(refusal.into()),
-    }
+    })?;
+    if app.revocations.contains(claims.session_id) { Err(AccessRefusal::Ended.into()) } else { Ok(claims) }
 }
 
 /// Whether it is known which sessions have ended, as far as the configuration asks for it.
 pub(super) fn up_to_date(app: &App) -> Result<(), Error> {
-    match (app.revocations.age_if_complete(), app.config.forward_auth_stale) {
-        (Some(age), _) if age <= MAX_AGE => Ok(()),
-        (Some(_), ForwardAuthStale::Serve) => Ok(()),
-        _ => Err(Error::RevocationsUnknown),
-    }
+    let age = app.revocations.age_if_complete();
+    let is_known = age.is_some_and(|age| age <= MAX_AGE || app.config.serves_when_stale);
+    if is_known { Ok(()) } else { Err(Error::RevocationsUnknown) }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use auth::config::{Config, CorsOrigins, Dsn, Environment, Given, LogFormat, UsersListAccess};
+use auth::config::{Config, CorsOrigins, Dsn, Environment, Given, LogFormat};
 use auth::domain::role::Role;
 use clap::Parser;
 use percent_encoding::percent_decode_str;
@@ -107,14 +107,14 @@ fn what_is_in_effect_is_printed_with_secrets_masked() {
 fn the_environment_picks_the_defaults_and_each_can_be_set_on_its_own() {
     let production = config(&[]).unwrap();
     assert_eq!(production.log_format, LogFormat::Json);
-    assert_eq!(production.users_list_access, UsersListAccess::Admin);
+    assert!(!production.users_list_is_public);
     assert_eq!(production.register_open_roles[..], [Role::customer()]);
     for name in ["development", "Development"] {
         let flags = [&format!("--app-env={name}"), "--jwt-secret=", "--users-list-access=admin"];
         let development = config(&flags).unwrap();
         assert_eq!(development.app_env, Environment::Development);
         assert_eq!(development.log_format, LogFormat::Pretty);
-        assert_eq!(development.users_list_access, UsersListAccess::Admin);
+        assert!(!development.users_list_is_public);
         assert_eq!(development.register_open_roles[..], [Role::customer(), Role::admin()]);
         assert_eq!(development.jwt_secret.expose_secret(), "devsecret");
     }
