@@ -27,6 +27,7 @@ mod openapi;
 mod outage;
 mod readme;
 mod revocation;
+mod shop;
 mod shutdown;
 mod stack;
 mod traces;

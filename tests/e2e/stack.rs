@@ -13,7 +13,7 @@ use std::{
 };
 
 use reqwest::header::HeaderMap;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, postgres::PgConnectOptions};
 
 use crate::forwarder::Forwarder;
@@ -181,7 +181,7 @@ impl Process {
         self.child.try_wait().expect("a child can be waited for").map(|status| status.code().unwrap_or(-1))
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 }
@@ -318,39 +318,43 @@ pub(crate) struct Gateway {
 
 impl Gateway {
     pub(crate) async fn start(service: &Service) -> Self {
-        let compose = include_str!("../../deploy/docker-compose.yaml");
-        let (_, rule) = compose.split_once("traefik.http.routers.auth.rule: ").expect("the router has a rule");
-        Self::start_with_rule(service, rule.lines().next().expect("the rule is one line")).await
+        Self::start_with_routes(&[("auth", Self::rule(), service.address)]).await
     }
 
     /// With another rule for what is let through.
     pub(crate) async fn start_with_rule(service: &Service, rule: &str) -> Self {
+        Self::start_with_routes(&[("auth", rule, service.address)]).await
+    }
+
+    /// With a web server behind it that has everything else of the host.
+    pub(crate) async fn start_with_shop(service: &Service, shop: SocketAddr) -> Self {
+        Self::start_with_routes(&[("auth", Self::rule(), service.address), ("shop", "PathPrefix(`/`)", shop)]).await
+    }
+
+    fn rule() -> &'static str {
+        let compose = include_str!("../../deploy/docker-compose.yaml");
+        let (_, rule) = compose.split_once("traefik.http.routers.auth.rule: ").expect("the router has a rule");
+        rule.lines().next().expect("the rule is one line")
+    }
+
+    async fn start_with_routes(of: &[(&str, &str, SocketAddr)]) -> Self {
         let address = free_address();
-        let routes = scratch("gateway", "yaml");
-        std::fs::write(
-            &routes,
-            format!(
-                "http:\n  \
-                   routers:\n    \
-                     auth:\n      \
-                       entryPoints: [web]\n      \
-                       rule: {rule}\n      \
-                       service: auth\n  \
-                   services:\n    \
-                     auth:\n      \
-                       loadBalancer:\n        \
-                         servers:\n          \
-                           - url: http://{}\n",
-                service.address
-            ),
-        )
-        .expect("target/ takes files");
+        let file = scratch("gateway", "yaml");
+        let (mut routers, mut services) = (Map::new(), Map::new());
+        for (name, rule, behind) in of {
+            routers.insert((*name).to_owned(), json!({"entryPoints": ["web"], "rule": rule, "service": name}));
+            let servers = json!([{"url": format!("http://{behind}")}]);
+            services.insert((*name).to_owned(), json!({"loadBalancer": {"servers": servers}}));
+        }
+        // JSON is YAML.
+        let text = json!({"http": {"routers": routers, "services": services}}).to_string();
+        std::fs::write(&file, text).expect("target/ takes files");
         let mut process = Process::spawn(
             Command::new(installed("traefik")).args([
                 "--global.checkNewVersion=false",
                 "--global.sendAnonymousUsage=false",
                 &format!("--entryPoints.web.address={address}"),
-                &format!("--providers.file.filename={}", routes.display()),
+                &format!("--providers.file.filename={}", file.display()),
                 "--providers.file.watch=false",
             ]),
             "gateway",
