@@ -241,11 +241,14 @@ fn role(text: &str) -> Result<Role, CliError> {
 }
 
 impl Who {
-    async fn find(&self, db: &PgPool) -> Result<User, CliError> {
-        service::users::find(db, &email(&self.email)?).await.map_err(|error| match error {
+    /// As [`begin`], and finds the user.
+    async fn begin(&self) -> Result<(PgPool, User), CliError> {
+        let db = begin(&self.database)?;
+        let user = service::users::find(&db, &email(&self.email)?).await.map_err(|error| match error {
             Error::NotFound => CliError::Failed(format!("no user has the address {}", self.email)),
             error => error.into(),
-        })
+        })?;
+        Ok((db, user))
     }
 }
 

@@ -5,7 +5,7 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 
 use super::output::{print, print_json, print_row};
-use super::{CliError, Who, begin};
+use super::{CliError, Who};
 use crate::clock::Clock;
 use crate::domain::ids::SessionId;
 use crate::domain::page::PageSize;
@@ -38,8 +38,7 @@ pub(super) async fn run(command: SessionCommand) -> Result<(), CliError> {
     let now = Clock::system().now();
     match command {
         SessionCommand::List { who, json } => {
-            let db = begin(&who.database)?;
-            let user = who.find(&db).await?;
+            let (db, user) = who.begin().await?;
             let mut listed = Vec::new();
             if !json {
                 print_row(&["id", "opened", "last seen", "state", "address", "user agent"])?;
@@ -58,8 +57,7 @@ pub(super) async fn run(command: SessionCommand) -> Result<(), CliError> {
             if json { print_json(&listed) } else { Ok(()) }
         }
         SessionCommand::End { who, id } => {
-            let db = begin(&who.database)?;
-            let user = who.find(&db).await?;
+            let (db, user) = who.begin().await?;
             let ended =
                 sessions::end_of(&db, &Revocations::default(), Actor::CommandLine, user.id, id.map(SessionId), now)
                     .await?;

@@ -93,28 +93,24 @@ pub(super) async fn run(command: UserCommand) -> Result<(), CliError> {
         UserCommand::List { json, database } => list(&begin(&database)?, json).await,
         UserCommand::SetRole { who, role: name } => {
             let role = role(&name)?;
-            let db = begin(&who.database)?;
-            let user = who.find(&db).await?;
+            let (db, user) = who.begin().await?;
             users::set_role(&db, actor, user.id, &role, now).await?;
             print(&format!("user {} is {} now", user.id, role.as_str()))
         }
         UserCommand::SetPassword { who, locale, password, mail } => {
             let mail = mail.resolve()?;
-            let db = begin(&who.database)?;
-            let user = who.find(&db).await?;
+            let (db, user) = who.begin().await?;
             let hash = read_password(&password)?;
             let ended = set_password(&db, actor, user.id, &hash, &mail, locale, now).await?;
             print(&format!("password of user {} set, {ended} sessions ended", user.id))
         }
         UserCommand::SendReset { who, locale } => {
-            let db = begin(&who.database)?;
-            let user = who.find(&db).await?;
+            let (db, user) = who.begin().await?;
             send_reset(&db, actor, &user, locale, now).await?;
             print(&format!("a mail for user {} is to be sent by the service, if mail is on there", user.id))
         }
         UserCommand::Delete { who } => {
-            let db = begin(&who.database)?;
-            let user = who.find(&db).await?;
+            let (db, user) = who.begin().await?;
             users::delete(&db, &Revocations::default(), actor, user.id, now).await?;
             print(&format!("user {} deleted", user.id))
         }
