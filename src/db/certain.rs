@@ -4,11 +4,8 @@
 //! would try again, and be refused for what it has done itself: its address is taken, its password is wrong. So each
 //! write has a key that tells its own work from that of others (the new password hash, whose salt is random; the id of
 //! the new session; the time at which sessions ended), and [`execute`] does it again on another connection. There it
-//! either finds its work done, and answers as it would have the first time, or does it now. The batcher does the same
-//! for its batches.
-//!
-//! The first attempt may still be under way in a server process without a client. Both then meet at the same
-//! rows, which one of them locks first; the other waits for it, and finds the work done.
+//! either finds its work done, and answers as it would have the first time, or does it now. Where the first attempt is still
+//! under way in a server process without a client, both meet at the same rows, which one of them locks first.
 
 use std::time::{Duration, Instant};
 

@@ -8,12 +8,10 @@
 //! Why this is sound. Of a write, this process knows whether it has answered. [`Unanswered::expect`] is called before
 //! the write is sent, and its guard is told when there is an answer, or a failure. A guard that is dropped before that belongs
 //! to a request that ran out of time or whose client went away, and leaves its write here too; if it had not waited long
-//! ([`MIN_WAIT`]), for a moment only. The server then is in one of these states:
-//! - **The write never arrived, or was rolled back.** Settling it changes nothing.
-//! - **It was committed.** Settling removes its effect on the client.
-//! - **It is still under way**, behind a lock or in a process that was stopped, and may be committed later. Settling
-//!   changes nothing yet, so it is repeated until the server has given up every statement that was sent before
-//!   (`statement_timeout`). If the same client comes back to this replica earlier, [`Unanswered::contains`] tells.
+//! ([`MIN_WAIT`]), for a moment only. Settling a write that was never committed changes nothing. One that is still under way,
+//! behind a lock or in a process that was stopped, may be committed later. So settling is repeated until the server has given
+//! up every statement that was sent before (`statement_timeout`). If the same client comes back to this replica earlier,
+//! [`Unanswered::contains`] tells.
 //!
 //! What it cannot know: a process that dies takes its list with it, and another replica does not see a list before it
 //! was settled. A client that lost its answer in this way needs `REFRESH_GRACE_SECONDS`.

@@ -1,16 +1,9 @@
 //! From the members of a JSON object to typed fields, or to the list of everything that is wrong with them, in
 //! pydantic's words.
 //!
-//! A request type reads its fields one after the other, and builds itself if none was refused:
-//!
-//! ```ignore
-//! let email = fields.required("email", Email::parse);
-//! let role = fields.optional("role", Role::parse);
-//! fields.finish(|| Ok(RegisterRequest { email: email?, role: role? }))
-//! ```
-//!
-//! What makes an e-mail or a role a good one is not decided here: fields take the parse functions of domain types,
-//! whose errors become a [`FieldError`].
+//! A request type reads its fields one after the other, and builds itself if none was refused (see
+//! `http::auth::RegisterRequest`). What makes an e-mail or a role a good one is not decided here: fields take the parse
+//! functions of domain types, whose errors become a [`FieldError`].
 
 use std::borrow::Cow;
 

@@ -1,14 +1,8 @@
 //! Exchanging a refresh token (RFC 9700 §4.14.2, refresh token rotation).
 //!
 //! One statement decides whether a token is exchanged ([`crate::db::refresh_tokens::Rotation`]); what remains is to say
-//! why one was not. Of requests that overlap, such as those of two tabs, one exchanges the token, and all get the
-//! identical successor. A token that comes back within the grace is its owner's own retry, and gets it too. For as long
-//! as an answer may be on its way it is merely refused. One that comes back later is known to two parties, and it
-//! cannot be told which of them is the thief: the session ends.
-//!
-//! Exactly once: where the connection to the database is lost, the rotation is executed again with the same successor
-//! (`db::batch`). If the client cannot be told in time, the token goes on giving its successor (`db::unanswered`,
-//! [`crate::db::refresh_tokens::Exchange`]). So a retry after a 503 is neither a 401 nor an alarm.
+//! why one was not: [`Outcome`] has the cases, and ARCHITECTURE.md goes through them. A token that comes back late is known
+//! to two parties, and it cannot be told which of them is the thief: the session ends.
 
 use std::net::IpAddr;
 use std::time::Duration;
