@@ -27,9 +27,8 @@ impl TrustedProxies {
         client
     }
 
-    /// Whether `peer` is no trusted proxy.
-    pub fn distrusts(&self, peer: IpAddr) -> bool {
-        !self.contains(peer.to_canonical())
+    pub fn trusts(&self, peer: IpAddr) -> bool {
+        self.contains(peer.to_canonical())
     }
 }
 

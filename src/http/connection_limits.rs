@@ -44,7 +44,7 @@ impl ConnectionLimits {
 
     /// A permit for a connection from `peer`. A gateway may have all, anybody else a quarter.
     pub(super) fn acquire(&self, peer: IpAddr) -> Option<Permit> {
-        let share = if self.trusted_proxies.distrusts(peer) { (self.limit / 4).max(1) } else { self.limit };
+        let share = if self.trusted_proxies.trusts(peer) { self.limit } else { (self.limit / 4).max(1) };
         let peer = counted_network(peer);
         let general = Permit::new(&self.general, self.limit, peer, share, false);
         general.or_else(|| Permit::new(&self.probes, PROBE_CONNECTIONS, peer, PROBE_CONNECTIONS_PER_PEER, true))

@@ -105,7 +105,7 @@ fn client_address(parts: &Parts, app: &App) -> IpAddr {
         .filter(|entry| !entry.trim_ascii().is_empty())
         .collect();
     let proxies = &app.config.trusted_proxies;
-    if !entries.is_empty() && proxies.distrusts(peer) {
+    if !entries.is_empty() && !proxies.trusts(peer) {
         app.metrics.forwarded_for_ignored.inc();
         warn_once_of_untrusted_proxy(peer);
     }

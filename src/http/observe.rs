@@ -135,8 +135,7 @@ fn start_trace(
     if probe {
         return (Span::none(), sender.map(|sender| sender.trace_id().to_string()));
     }
-    let trusted =
-        request.extensions().get::<Peer>().is_some_and(|peer| !app.config.trusted_proxies.distrusts(peer.0.ip()));
+    let trusted = request.extensions().get::<Peer>().is_some_and(|peer| app.config.trusted_proxies.trusts(peer.0.ip()));
     let route = route.map_or(NO_ROUTE, MatchedPath::as_str);
     let (span, trace_id) = traces::start_request(method_label(method), route, sender, trusted);
     (span, trace_id.map(|id| id.to_string()))

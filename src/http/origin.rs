@@ -74,7 +74,7 @@ impl OwnOriginOnly {
         let Some(origin) = host_and_port(origin, default_port) else { return false };
         let headers = request.headers();
         let peer = request.extensions().get::<Peer>();
-        let forwarded = peer.is_some_and(|peer| !self.0.config.trusted_proxies.distrusts(peer.0.ip()));
+        let forwarded = peer.is_some_and(|peer| self.0.config.trusted_proxies.trusts(peer.0.ip()));
         let hosts = headers.get_all(X_FORWARDED_HOST).iter().filter(|_| forwarded).chain(headers.get(HOST));
         let hosts = hosts.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
         hosts.map(str::trim).any(|host| host_and_port(host, default_port).as_ref() == Some(&origin))
