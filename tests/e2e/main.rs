@@ -10,6 +10,7 @@ mod clients;
 mod configuration;
 mod consumer_keys;
 mod consumers;
+mod database;
 mod docs;
 mod doctor;
 #[path = "../load/forwarder.rs"]
