@@ -10,8 +10,8 @@ use crate::app::App;
 use crate::clock::Clock;
 use crate::config::{Config, DatabaseSettings, Environment, Given};
 use crate::mail::Mailer;
-use crate::service::{cleanup, clock, credentials, mail, migrate, revocations};
-use crate::{background, http, service, telemetry};
+use crate::service::{cleanup, clock, credentials, mail, migrate, revocations, settle};
+use crate::{background, http, telemetry};
 
 pub(super) async fn run(settings: &Given<Config>, no_migrate: bool) -> Result<(), CliError> {
     let config = settings.resolve()?;
@@ -48,7 +48,7 @@ pub(super) async fn run(settings: &Given<Config>, no_migrate: bool) -> Result<()
         "listening"
     );
     let finished = http::serve(app.clone(), listener, shutdown).await;
-    service::settle(&app).await;
+    settle::settle(&app).await;
     if let Some(mails) = mails {
         let _ = mails.await;
     }

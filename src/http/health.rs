@@ -11,7 +11,7 @@ use super::auth::Status;
 use super::error::ApiError;
 use super::openapi::Unavailable;
 use crate::app::App;
-use crate::service;
+use crate::service::health;
 
 /// Which service this is.
 #[derive(Serialize, ToSchema)]
@@ -28,7 +28,7 @@ pub(super) struct Info {
 #[utoipa::path(get, path = "/auth/health", tag = "operation",
     responses((status = 200, description = "Up", body = Status), Unavailable))]
 pub(super) async fn health(State(app): State<App>) -> Result<Json<Status>, ApiError> {
-    service::accepting(&app)?;
+    health::accepting(&app)?;
     Ok(Json(Status { status: "ok" }))
 }
 
@@ -36,7 +36,7 @@ pub(super) async fn health(State(app): State<App>) -> Result<Json<Status>, ApiEr
 #[utoipa::path(get, path = "/auth/ready", tag = "operation",
     responses((status = 200, description = "The database answers", body = Status), Unavailable))]
 pub(super) async fn ready(State(app): State<App>) -> Result<Json<Status>, ApiError> {
-    service::ready(&app).await?;
+    health::ready(&app).await?;
     Ok(Json(Status { status: "ok" }))
 }
 
@@ -44,7 +44,7 @@ pub(super) async fn ready(State(app): State<App>) -> Result<Json<Status>, ApiErr
 #[utoipa::path(get, path = "/auth/metrics", tag = "operation",
     responses((status = 200, description = "Metrics", body = String, content_type = "text/plain"), Unavailable))]
 pub(super) async fn metrics(State(app): State<App>) -> impl IntoResponse {
-    let (text, content_type) = service::metrics(&app);
+    let (text, content_type) = health::metrics(&app);
     ([(CONTENT_TYPE, content_type)], text)
 }
 
