@@ -12,7 +12,8 @@ use parking_lot::Mutex;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions, PgConnection};
 
-use super::{accepts_writes, raise_synchronous_commit, within};
+use super::server::{accepts_writes, raise_synchronous_commit};
+use super::within;
 
 /// A statement that takes longer than this is given up, before its request is.
 const STATEMENT_TIMEOUT: &str = "15s";

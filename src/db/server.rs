@@ -1,6 +1,7 @@
-//! What the server says of itself, and what it lets this service do. Changes nothing.
+//! What the server says of itself, and what it lets this service do.
 
-use sqlx::PgConnection;
+use chrono::{DateTime, Utc};
+use sqlx::{PgConnection, PgExecutor};
 
 /// What the server says of itself.
 #[derive(Clone, Debug)]
@@ -52,4 +53,40 @@ pub async fn describe(connection: &mut PgConnection) -> sqlx::Result<Server> {
     )
     .fetch_one(connection)
     .await
+}
+
+/// The server's time. Used to set our clock by, and for nothing else.
+pub async fn now(connection: &mut PgConnection) -> sqlx::Result<DateTime<Utc>> {
+    sqlx::query_scalar!(r#"SELECT clock_timestamp() AS "now!""#).fetch_one(connection).await
+}
+
+/// Fails unless the database answers and accepts writes.
+pub async fn accepts_writes(db: impl PgExecutor<'_>) -> sqlx::Result<()> {
+    // Also on in a standby.
+    let read_only = sqlx::query_scalar!(r#"SELECT current_setting('transaction_read_only')::bool AS "read_only!""#);
+    if read_only.fetch_one(db).await? {
+        return Err(sqlx::Error::Protocol("the database is read-only".to_owned()));
+    }
+    Ok(())
+}
+
+/// Raises `synchronous_commit` to `on` for this connection, where the server, the database or the role has less: a crash
+/// would undo log-outs that were answered. More than `on` stays. Pinned, so that no reload of the server lowers it.
+pub(super) async fn raise_synchronous_commit(connection: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::query_scalar!(
+        r#"
+        SELECT set_config('synchronous_commit', CASE
+            WHEN current_setting('synchronous_commit') IN ('off', 'local', 'remote_write') THEN 'on'
+            ELSE current_setting('synchronous_commit')
+        END, false)
+        "#
+    )
+    .fetch_one(connection)
+    .await
+    .map(|_| ())
+}
+
+/// Whether with this level a crash of the server would undo what was answered.
+pub fn is_low_synchronous_commit(level: &str) -> bool {
+    ["off", "local", "remote_write"].contains(&level)
 }

@@ -28,9 +28,9 @@ pub async fn follow(app: App) {
 /// trip. What may be due to the round trip counts as nothing.
 pub async fn difference(connection: &mut PgConnection, clock: &Clock) -> sqlx::Result<TimeDelta> {
     // The first time the server has to plan the statement.
-    db::now(connection).await?;
+    db::server::now(connection).await?;
     let before = clock.now();
-    let there = db::now(connection).await?;
+    let there = db::server::now(connection).await?;
     let half = (clock.now() - before) / 2;
     let difference = there - (before + half);
     Ok(if difference.abs() > half { difference } else { TimeDelta::zero() })

@@ -25,7 +25,7 @@ pub async fn pending(options: &PgConnectOptions) -> Result<Vec<Pending>, SchemaE
 pub async fn at_start(options: &PgConnectOptions, only_check: bool) -> Result<(), SchemaError> {
     let mut connection = connect_at_start(options).await?;
     let level = db::server::describe(&mut connection).await?.synchronous_commit;
-    if db::is_low_synchronous_commit(&level) {
+    if db::server::is_low_synchronous_commit(&level) {
         tracing::warn!(
             "synchronous_commit is {level}, so a crash could undo log-outs; it is `on` for this service's connections"
         );

@@ -92,6 +92,6 @@ async fn commits_are_never_less_than_synchronous(pool: PgPool) {
         assert_eq!(level, held, "{set}");
         let mut connection = auth::db::migrations::connect(&pool.connect_options()).await.unwrap();
         let level = auth::db::server::describe(&mut connection).await.unwrap().synchronous_commit;
-        assert_eq!((level.as_str(), auth::db::is_low_synchronous_commit(&level)), (set, set != held));
+        assert_eq!((level.as_str(), auth::db::server::is_low_synchronous_commit(&level)), (set, set != held));
     }
 }

@@ -196,7 +196,7 @@ fn check_rights(server: &Server, pending: bool) -> Finding {
 
 fn check_commit(server: &Server) -> Finding {
     let found = format!("synchronous_commit is {}", server.synchronous_commit);
-    if db::is_low_synchronous_commit(&server.synchronous_commit) {
+    if db::server::is_low_synchronous_commit(&server.synchronous_commit) {
         let cure = "set it to `on` for the server; the service raises it for its own connections";
         return Finding::warn("commits", found, cure);
     }
