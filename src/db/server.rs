@@ -21,6 +21,8 @@ pub struct Server {
     pub may_create: bool,
     /// Tables of ours that may not be read or written.
     pub closed_tables: Vec<String>,
+    /// Tables and triggers that migrations have made, and that are gone or turned off.
+    pub lost: Vec<String>,
 }
 
 /// Asks the server about itself, on a connection whose settings are the server's own.
@@ -42,13 +44,28 @@ pub async fn describe(connection: &mut PgConnection) -> sqlx::Result<Server> {
             ARRAY(
                 SELECT relname::text FROM pg_class
                 WHERE relnamespace = to_regnamespace(quote_ident(current_schema())) AND relkind IN ('r', 'p')
-                  AND relname IN ('users', 'refresh_tokens', 'sessions', 'auth_throttle')
+                  AND relname IN (
+                      'users', 'refresh_tokens', 'sessions', 'auth_throttle', 'mail_outbox', 'mail_tokens'
+                  )
                   AND NOT (
                       has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT')
                       AND has_table_privilege(oid, 'UPDATE') AND has_table_privilege(oid, 'DELETE')
                   )
                 ORDER BY relname
-            ) AS "closed_tables!"
+            ) AS "closed_tables!",
+            ARRAY(
+                SELECT 'table ' || name
+                FROM unnest(ARRAY['users', 'refresh_tokens', 'sessions', 'auth_throttle', 'mail_outbox', 'mail_tokens'])
+                    AS name
+                WHERE to_regclass(quote_ident(current_schema()) || '.' || name) IS NULL
+                UNION ALL
+                SELECT 'trigger sessions_number_end'
+                WHERE NOT EXISTS (
+                    SELECT FROM pg_trigger
+                    WHERE tgrelid = to_regclass(quote_ident(current_schema()) || '.sessions')
+                      AND tgname = 'sessions_number_end' AND tgenabled IN ('O', 'A')
+                )
+            ) AS "lost!"
         "#
     )
     .fetch_one(connection)

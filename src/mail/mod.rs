@@ -124,10 +124,10 @@ impl Mailer {
     }
 
     /// Connects, greets, encrypts and signs in as for a mail, and sends none.
-    pub async fn check(&self) -> Result<(), SendError> {
+    pub async fn check(&self, limit: Duration) -> Result<(), SendError> {
         let Transport::Smtp(smtp) = &self.transport else { return Ok(()) };
-        let checked = tokio::time::timeout(SEND_TIMEOUT, smtp.check()).await;
-        checked.unwrap_or_else(|_| Err(SendError::Failed(format!("no answer within {} s", SEND_TIMEOUT.as_secs()))))
+        let checked = tokio::time::timeout(limit, smtp.check()).await;
+        checked.unwrap_or_else(|_| Err(SendError::Failed(format!("no answer within {} s", limit.as_secs()))))
     }
 
     async fn deliver(&self, message: &Message, to: Address) -> Result<(), SendError> {

@@ -140,6 +140,15 @@ async fn a_schema_that_is_not_this_versions_is_named() {
 }
 
 #[tokio::test]
+async fn what_a_restored_database_lacks_is_named() {
+    let database = migrated().await;
+    execute(&database, "ALTER TABLE sessions DISABLE TRIGGER sessions_number_end").await;
+    Examined::of(&database.dsn(), &[]).assert("migrations", "fail", "trigger sessions_number_end", "ENABLE TRIGGER");
+    execute(&database, "DROP TABLE mail_tokens").await;
+    Examined::of(&database.dsn(), &[]).assert("migrations", "fail", "table mail_tokens", "from a backup");
+}
+
+#[tokio::test]
 async fn a_hash_that_is_too_cheap_is_named() {
     let database = migrated().await;
     let cheap = [("PASSWORD_ARGON2_MEMORY_KIB", "8"), ("PASSWORD_ARGON2_PASSES", "1")];
@@ -172,6 +181,18 @@ async fn a_mail_server_and_a_collector_that_do_not_answer_are_named() {
     let examined = Examined::of(&database.dsn(), &settings);
     examined.assert("mail", "fail", "takes none", "SMTP_URL");
     examined.assert("traces", "warn", "http://127.0.0.1:9/v1/traces", "4318");
+}
+
+#[tokio::test]
+async fn a_mail_server_that_says_nothing_is_named() {
+    let database = migrated().await;
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = silent.local_addr().expect("it is bound");
+    let url = format!("smtp://{address}?tls=none");
+    let settings = [("SMTP_URL", url.as_str()), ("MAIL_FROM", "Shop <no-reply@shop.example>")];
+    let examined = Examined::of(&database.dsn(), &settings);
+    examined.assert("mail", "fail", "no answer within", "SMTP_URL");
+    examined.assert("proxies", "warn", "Connection refused", "start the service");
 }
 
 #[tokio::test]

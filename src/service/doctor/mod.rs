@@ -42,6 +42,8 @@ pub struct Finding {
 
 /// How long anything that is asked may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// The same for a mail server, which may let strangers wait before it greets them.
+const MAIL_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long all that the database is asked may take.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(15);
 /// The oldest server that the service works with.
@@ -120,7 +122,7 @@ async fn check_database(settings: &DatabaseSettings) -> Vec<Finding> {
         Ok(server) => server,
         Err(error) => return vec![failed(&error)],
     };
-    let (migrations, pending) = check_migrations(&mut connection).await;
+    let (migrations, pending) = check_migrations(&mut connection, &server.lost).await;
     vec![
         check_version(&server),
         check_encryption(&server),
@@ -233,7 +235,7 @@ fn judge_clock(difference: TimeDelta) -> Finding {
 }
 
 /// Also says whether any migration is pending.
-async fn check_migrations(connection: &mut PgConnection) -> (Finding, bool) {
+async fn check_migrations(connection: &mut PgConnection, lost: &[String]) -> (Finding, bool) {
     let check = "migrations";
     match (migrations::pending(connection).await, migrations::unknown(connection).await) {
         (Err(error), _) | (_, Err(error)) => {
@@ -247,6 +249,11 @@ async fn check_migrations(connection: &mut PgConnection) -> (Finding, bool) {
         (_, Ok(unknown)) if !unknown.is_empty() => {
             let found = format!("{} come from a newer version of this service", unknown.len());
             (Finding::warn(check, found, "update this replica when the newer version is settled"), false)
+        }
+        _ if !lost.is_empty() => {
+            let found = format!("all are applied, but not there any more: {}", lost.join(", "));
+            let cure = "restore it from a backup; a trigger may only be turned off: ALTER TABLE … ENABLE TRIGGER";
+            (Finding::fail(check, found, cure), false)
         }
         _ => (Finding::ok(check, "the schema is up to date"), false),
     }
@@ -315,7 +322,7 @@ async fn check_mail(settings: &MailSettings) -> Finding {
         Ok(mailer) => mailer,
         Err(error) => return Finding::fail("mail", error.to_string(), "correct the settings or the templates of mail"),
     };
-    match mailer.check().await {
+    match mailer.check(MAIL_TIMEOUT).await {
         Ok(()) => Finding::ok("mail", "the server takes mails, or they are written to files"),
         Err(error) => {
             let cure = "correct host, port, user, password and ?tls= in SMTP_URL; look for a firewall between";
@@ -330,6 +337,16 @@ fn client() -> reqwest::Result<reqwest::Client> {
     reqwest::Client::builder().timeout(TIMEOUT).redirect(reqwest::redirect::Policy::none()).build()
 }
 
+/// What is behind an error: reqwest itself says only that a request failed.
+fn reason(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut reason: &dyn std::error::Error = &error;
+    while let Some(source) = reason.source() {
+        reason = source;
+    }
+    reason.to_string()
+}
+
 /// Asks the running service whether it has believed its proxies. It tells so in its metrics, which are not for the
 /// public; no route shows a stranger how a request was taken.
 async fn check_proxies(settings: ListenSettings) -> Finding {
@@ -341,7 +358,7 @@ async fn check_proxies(settings: ListenSettings) -> Finding {
     match metrics.await {
         Ok(metrics) => judge_proxies(&metrics),
         Err(error) => {
-            let found = format!("no service answers at {address}: {}", error.without_url());
+            let found = format!("no service answers at {address}: {}", reason(error));
             Finding::warn("proxies", found, "start the service and run `auth doctor` again, with the same LISTEN_ADDR")
         }
     }
@@ -374,7 +391,7 @@ async fn check_traces(endpoint: &str) -> Finding {
         Ok(_) => Finding::ok("traces", "the collector takes them"),
         Err(error) => {
             let cure = "correct OTEL_EXPORTER_OTLP_ENDPOINT: the port for HTTP is 4318 as a rule, 4317 is for gRPC";
-            Finding::warn("traces", format!("the collector at {endpoint} does not: {}", error.without_url()), cure)
+            Finding::warn("traces", format!("the collector at {endpoint} does not: {}", reason(error)), cure)
         }
     }
 }

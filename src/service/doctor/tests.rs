@@ -14,6 +14,7 @@ fn server() -> Server {
         max_connections: 97,
         may_create: true,
         closed_tables: Vec::new(),
+        lost: Vec::new(),
     }
 }
 
