@@ -3,6 +3,7 @@
 pub mod client;
 pub mod email;
 pub mod ids;
+mod jws;
 pub mod keys;
 pub mod mail;
 pub mod mail_token;

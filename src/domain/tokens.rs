@@ -17,11 +17,10 @@
 //!
 //! `iat` is left out on purpose: PyJWT refuses a token from a host whose clock is a second ahead.
 
-use std::fmt;
+use std::{fmt, iter};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use jsonwebtoken::errors::ErrorKind;
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header};
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
@@ -29,7 +28,8 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::ids::SessionId;
-use super::keys::{KeySet, PublishedKeys, validation};
+use super::jws::{Unverified, sign};
+use super::keys::{KeySet, PublishedKeys};
 use super::role::Role;
 
 /// The HMAC algorithms the consumers can be configured for.
@@ -217,7 +217,6 @@ impl Key {
 pub struct TokenKeys {
     secrets: Vec<Key>,
     header: Header,
-    validation: Validation,
     /// For access tokens only.
     keys: KeySet,
     lifetimes: Lifetimes,
@@ -244,9 +243,8 @@ impl TokenKeys {
             TokenAlgorithm::Hs512 => Algorithm::HS512,
         };
         Self {
-            secrets: std::iter::once(secret).chain(previous).map(Key::new).collect(),
+            secrets: iter::once(secret).chain(previous).map(Key::new).collect(),
             header: Header::new(algorithm),
-            validation: validation(algorithm),
             keys,
             lifetimes,
         }
@@ -314,8 +312,8 @@ impl TokenKeys {
     }
 
     pub fn verify_access(&self, token: &str, now: DateTime<Utc>) -> Verified<'_, AccessClaims> {
-        let (key, payload) = self.decode_access(token);
-        let claims = payload.and_then(|payload| {
+        let (key, payload) = Unverified::parse(token).map_or((UNKNOWN, None), |token| self.decode_access(&token));
+        let claims = payload.ok_or(TokenError::Invalid).and_then(|payload| {
             let payload = payload.check(ACCESS, now)?;
             let subject = payload.sub.ok_or(TokenError::Invalid)?;
             // The Python service's have none; it had no route that took one. Nothing could end one.
@@ -327,8 +325,8 @@ impl TokenKeys {
     }
 
     pub fn verify_refresh(&self, token: &str, now: DateTime<Utc>) -> Verified<'_, RefreshClaims> {
-        let (key, payload) = self.decode_with_secret(token);
-        let claims = payload.and_then(|payload| {
+        let (key, payload) = Unverified::parse(token).map_or((UNKNOWN, None), |token| self.decode_with_secret(&token));
+        let claims = payload.ok_or(TokenError::Invalid).and_then(|payload| {
             let payload = payload.check(REFRESH, now)?;
             let subject = payload.sub.filter(|text| !text.is_empty()).ok_or(TokenError::Invalid)?;
             let jti = payload.jti.filter(|text| !text.is_empty()).ok_or(TokenError::Invalid)?;
@@ -340,24 +338,20 @@ impl TokenKeys {
 
     /// By the one key that has the header's `alg` and `kid`. All that names none of them is left to the secret, which takes
     /// no other algorithm than its own.
-    fn decode_access(&self, token: &str) -> (&str, Result<Payload, TokenError>) {
-        let header = jsonwebtoken::decode_header(token);
-        match header.ok().and_then(|header| self.keys.find(&header)) {
-            Some(key) => (key.kid(), decode(token, &key.decoding, &key.validation).map_err(|_| TokenError::Invalid)),
-            None if self.keys.refuses_secret() => (UNKNOWN, Err(TokenError::Invalid)),
+    fn decode_access(&self, token: &Unverified) -> (&str, Option<Payload>) {
+        match self.keys.find(&token.header) {
+            Some(key) => (key.kid(), key.verifies(token).then(|| token.claims()).flatten()),
+            None if self.keys.refuses_secret() => (UNKNOWN, None),
             None => self.decode_with_secret(token),
         }
     }
 
-    fn decode_with_secret(&self, token: &str) -> (&'static str, Result<Payload, TokenError>) {
-        for (key, name) in self.secrets.iter().zip(std::iter::once(SECRET).chain(std::iter::repeat(PREVIOUS))) {
-            match decode(token, &key.decoding, &self.validation) {
-                Ok(payload) => return (name, Ok(payload)),
-                Err(NotDecoded::OtherKey) => {}
-                Err(NotDecoded::Malformed) => break,
-            }
+    fn decode_with_secret(&self, token: &Unverified) -> (&'static str, Option<Payload>) {
+        let mut keys = self.secrets.iter().zip(iter::once(SECRET).chain(iter::repeat(PREVIOUS)));
+        match keys.find(|(key, _)| token.is_signed_by(&key.decoding, self.header.alg)) {
+            Some((_, name)) => (name, token.claims()),
+            None => (UNKNOWN, None),
         }
-        (UNKNOWN, Err(TokenError::Invalid))
     }
 }
 
@@ -370,28 +364,6 @@ impl TokenError {
             Self::Expired => "expired",
             Self::WrongType => "wrong_type",
         }
-    }
-}
-
-fn sign(header: &Header, payload: &impl Serialize, key: &EncodingKey) -> SecretString {
-    jsonwebtoken::encode(header, payload, key)
-        .expect("BUG: the key was read as one of this algorithm, and the payload is plain strings and numbers")
-        .into()
-}
-
-/// Why a key does not verify a token.
-enum NotDecoded {
-    /// Another one may.
-    OtherKey,
-    /// None will.
-    Malformed,
-}
-
-fn decode(token: &str, key: &DecodingKey, validation: &Validation) -> Result<Payload, NotDecoded> {
-    match jsonwebtoken::decode::<Payload>(token, key, validation) {
-        Ok(data) if data.header.crit.is_none() => Ok(data.claims),
-        Err(error) if matches!(error.kind(), ErrorKind::InvalidSignature) => Err(NotDecoded::OtherKey),
-        _ => Err(NotDecoded::Malformed),
     }
 }
 

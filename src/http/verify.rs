@@ -2,9 +2,9 @@
 //!
 //! What a gateway gets, and how it is set up, stands in `deploy/forward-auth.md`.
 
-use axum::extract::State;
-use axum::http::uri::Uri;
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::extract::{FromRequestParts, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde_json::Value;
 
@@ -54,11 +54,8 @@ const X_FORWARDED_URI: &str = "x-forwarded-uri";
 pub(super) async fn verify(
     State(app): State<App>,
     BearerToken(token): BearerToken,
-    headers: HeaderMap,
-    uri: Uri,
-    query: Query,
+    Asked(required): Asked,
 ) -> Result<Identity, ApiError> {
-    let required = requirement(&headers, &uri, &query)?;
     Ok(identity(verify::verify(&app, token.as_deref(), &required)?.as_ref()))
 }
 
@@ -67,30 +64,37 @@ pub(super) async fn verify_path(State(app): State<App>, BearerToken(token): Bear
     Ok(identity(verify::verify(&app, token.as_deref(), &Requirement::default())?.as_ref()))
 }
 
-/// What the gateway asks. A mistake must open nothing, so all that is not understood is refused; and so is a query that the
+/// What the gateway asks for in the query. A mistake must open nothing, so all that is not understood is refused; and so is a query that the
 /// gateway has handed on from the client, who could ask for `optional=1`.
-fn requirement(headers: &HeaderMap, uri: &Uri, query: &Query) -> Result<Requirement, ApiError> {
-    let Some(asked) = uri.query().filter(|query| !query.is_empty()) else { return Ok(Requirement::default()) };
-    let refuse = |input: &str, msg: &'static str| {
-        let problem = Problem::new("value_error", Location::Query("*"), msg, None, Value::String(input.into()));
-        ApiError::from(vec![problem])
-    };
-    let forwarded = headers.get_all(X_FORWARDED_URI).iter();
-    let mut of_client = forwarded.filter_map(|uri| uri.as_bytes().splitn(2, |byte| *byte == b'?').nth(1));
-    if of_client.any(|query| query == asked.as_bytes()) {
-        return Err(refuse(asked, "The query is the client's own"));
-    }
-    let mut required = Requirement::default();
-    for (name, value) in query.pairs() {
-        match (name, value) {
-            ("role", text) if required.role.is_none() && !text.is_empty() => {
-                required.role = Some(Role::parse(text).map_err(|_| refuse(name, "Input should be a role"))?);
-            }
-            ("optional", "1") if !required.optional => required.optional = true,
-            _ => return Err(refuse(name, "Only role=... and optional=1 are understood, once each")),
+pub(super) struct Asked(Requirement);
+
+impl FromRequestParts<App> for Asked {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let mut required = Requirement::default();
+        let Ok(query) = Query::from_request_parts(parts, app).await;
+        let Some(asked) = parts.uri.query().filter(|query| !query.is_empty()) else { return Ok(Self(required)) };
+        let refuse = |input: &str, msg: &'static str| {
+            let problem = Problem::new("value_error", Location::Query("*"), msg, None, Value::String(input.into()));
+            ApiError::from(vec![problem])
+        };
+        let forwarded = parts.headers.get_all(X_FORWARDED_URI).iter();
+        let mut of_client = forwarded.filter_map(|uri| uri.as_bytes().splitn(2, |byte| *byte == b'?').nth(1));
+        if of_client.any(|query| query == asked.as_bytes()) {
+            return Err(refuse(asked, "The query is the client's own"));
         }
+        for (name, value) in query.pairs() {
+            match (name, value) {
+                ("role", text) if required.role.is_none() && !text.is_empty() => {
+                    required.role = Some(Role::parse(text).map_err(|_| refuse(name, "Input should be a role"))?);
+                }
+                ("optional", "1") if !required.optional => required.optional = true,
+                _ => return Err(refuse(name, "Only role=... and optional=1 are understood, once each")),
+            }
+        }
+        Ok(Self(required))
     }
-    Ok(required)
 }
 
 /// What cannot stand in a header: everything but visible ASCII; and `%`, so that decoding is unambiguous.
