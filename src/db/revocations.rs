@@ -7,8 +7,9 @@
 //! its snapshot, and the next one asks for the sessions whose transaction that snapshot did not see, and its own does.
 //! PostgreSQL decides by the same snapshot which rows a statement sees. So each end is in exactly one reading: in the first
 //! that begins after its commit, however long the transaction was open, and whatever any clock says. Numbers of
-//! transactions mean something on one run of one server only (after a crash or a failover they can be used again), so a
-//! [`Mark`] names the run, and on another one everything is read anew.
+//! transactions mean something until the server crashes or another one takes its place: then they can be used again. Nothing
+//! tells of a crash but the connection, which ends. So a [`Mark`] is good for its connection only, and for the run of the
+//! server that it names (behind a pooler a connection outlasts it); else everything is read anew.
 
 use std::collections::HashSet;
 use std::mem;
@@ -147,7 +148,7 @@ pub struct Reading {
     pub mark: Mark,
 }
 
-/// Reads which sessions have ended since a reading. Without one, or where it was on another run of the server: which have
+/// Reads which sessions have ended since a reading on this connection. Without one, or where it was on another run of the server: which have
 /// ended after `earliest`, and which have lost their user and not ended yet.
 pub async fn read(
     connection: &mut PgConnection,

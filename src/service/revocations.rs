@@ -47,24 +47,24 @@ pub async fn follow(app: App, mut feed: Feed) {
 /// The connection, and up to where it has read.
 #[derive(Debug, Default)]
 pub struct Feed {
-    connection: Option<PgConnection>,
-    mark: Option<Mark>,
+    last: Option<(PgConnection, Mark)>,
 }
 
 impl Feed {
     /// Reads what has ended since the last time, or everything that matters.
     pub async fn read(&mut self, app: &App) -> Result<(), Error> {
         // Not there again if anything fails or takes too long.
-        let timeout = if self.connection.is_some() { READ_TIMEOUT } else { FIRST_READ_TIMEOUT };
-        let mut connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => within(CONNECT_TIMEOUT, PgConnection::connect_with(&app.db.connect_options())).await?,
+        let (mut connection, mark, timeout) = if let Some((connection, mark)) = self.last.take() {
+            (connection, Some(mark), READ_TIMEOUT)
+        } else {
+            let options = app.db.connect_options();
+            (within(CONNECT_TIMEOUT, PgConnection::connect_with(&options)).await?, None, FIRST_READ_TIMEOUT)
         };
         let began = Instant::now();
         let earliest = app.clock.now() - TimeDelta::from_std(app.config.revocation_lifetime()).unwrap_or_default();
-        let reading = within(timeout, revocations::read(&mut connection, self.mark.as_ref(), earliest)).await?;
+        let reading = within(timeout, revocations::read(&mut connection, mark.as_ref(), earliest)).await?;
         app.revocations.add_read(&reading.ended, began);
-        (self.connection, self.mark) = (Some(connection), Some(reading.mark));
+        self.last = Some((connection, reading.mark));
         Ok(())
     }
 }

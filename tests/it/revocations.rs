@@ -263,6 +263,28 @@ async fn each_end_is_read_once(pool: PgPool) {
     assert_eq!(again, all);
 }
 
+/// After a crash the server may give the numbers of transactions once more that it had given.
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn after_a_lost_connection_everything_is_read_anew(pool: PgPool) {
+    let app = TestApp::new(pool);
+    let session = SessionId(app.customer("cust@example.com").await.session());
+    let mut feed = Feed::default();
+    feed.read(&app.app).await.unwrap();
+    app.execute("UPDATE sessions SET ended_at = now() AT TIME ZONE 'utc', end_reason = 'logout'").await;
+    app.execute("UPDATE sessions SET ended_xid = '3'").await;
+    feed.read(&app.app).await.unwrap();
+    assert!(!app.app.revocations.contains(session));
+
+    app.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+         WHERE datname = current_database() AND query LIKE '%pg_visible_in_snapshot%' AND pid <> pg_backend_pid()",
+    )
+    .await;
+    feed.read(&app.app).await.unwrap_err();
+    feed.read(&app.app).await.unwrap();
+    assert!(app.app.revocations.contains(session));
+}
+
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
 async fn a_session_is_refused_everywhere_within_a_second(pool: PgPool) {
     let app = TestApp::new(pool.clone());
