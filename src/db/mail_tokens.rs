@@ -47,7 +47,8 @@ pub async fn put(
     .map(|done| done.rows_affected() > 0)
 }
 
-/// Whose token this is, and to which address it was sent, if it is good for a reset of the password.
+/// Whose token this is, and the address, if it is good for a reset of the password: the account still has the address that
+/// the token was sent to.
 pub async fn find_reset(
     executor: impl PgExecutor<'_>,
     hash: &MailTokenHash,
@@ -55,8 +56,10 @@ pub async fn find_reset(
 ) -> sqlx::Result<Option<(UserId, Email)>> {
     let row = sqlx::query!(
         r#"
-        SELECT user_id AS "user_id: UserId", email FROM mail_tokens
-        WHERE (token_hash = $1 OR previous_hash = $1) AND purpose = 'reset_password' AND expires_at > $2
+        SELECT users.id AS "user_id: UserId", users.email
+        FROM mail_tokens AS token JOIN users ON users.id = token.user_id AND users.email = token.email
+        WHERE (token.token_hash = $1 OR token.previous_hash = $1) AND token.purpose = 'reset_password'
+          AND token.expires_at > $2
         "#,
         hash as _,
         now.naive_utc(),
@@ -80,18 +83,15 @@ pub async fn spend_reset(
     sqlx::query!(
         r"
         WITH locked AS MATERIALIZED (
-            SELECT id FROM users WHERE id = $1 FOR NO KEY UPDATE
+            SELECT id, email FROM users WHERE id = $1 FOR NO KEY UPDATE
         ), spent AS (
             DELETE FROM mail_tokens AS token USING locked
-            WHERE token.user_id = locked.id AND token.purpose = 'reset_password'
+            WHERE token.user_id = locked.id AND token.email = locked.email AND token.purpose = 'reset_password'
               AND (token.token_hash = $2 OR token.previous_hash = $2) AND token.expires_at > $4
-            RETURNING token.user_id, token.email
+            RETURNING token.user_id
         )
         UPDATE users SET
-            password_hash = $3, updated_at = $4,
-            email_verified_at = CASE
-                WHEN users.email = spent.email THEN coalesce(users.email_verified_at, $4) ELSE users.email_verified_at
-            END
+            password_hash = $3, updated_at = $4, email_verified_at = coalesce(users.email_verified_at, $4)
         FROM spent
         WHERE users.id = spent.user_id
         ",

@@ -92,6 +92,19 @@ async fn a_token_is_void_after_any_change_of_the_password(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn a_token_is_void_when_its_address_is_not_the_users_any_more(pool: PgPool) {
+    let app = TestApp::new(pool);
+    app.register(CUST, "customer").await;
+    app.deliver().await;
+    let token = app.reset_token(CUST).await;
+    // As an operator may do it, because somebody else reads the mailbox.
+    app.execute("UPDATE users SET email = 'other@example.com'").await;
+    let before = app.rows().await;
+    assert_invalid(&app.reset_password(&token, NEW).await);
+    assert_eq!(app.rows().await, before);
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
 async fn a_token_that_is_not_good_costs_no_hash_and_changes_nothing(pool: PgPool) {
     let app = TestApp::new(pool);
     app.register(CUST, "customer").await;
@@ -235,6 +248,6 @@ async fn a_reset_is_a_look_and_a_transaction_of_six_statements_and_a_refusal_a_l
     assert_eq!(recorder.take().len(), 1);
     assert_eq!(app.reset_password(&token, NEW).await.status, 200);
     let sent = recorder.take();
-    assert!(sent[0].starts_with("SELECT user_id") && sent[7] == "COMMIT", "{sent:#?}");
+    assert!(sent[0].starts_with("SELECT users.id") && sent[7] == "COMMIT", "{sent:#?}");
     assert_eq!(sent.len(), 8, "{sent:#?}");
 }
