@@ -120,7 +120,7 @@ impl Mailer {
         let to = address(&message.to).map_err(SendError::Rejected)?;
         let sent = tokio::time::timeout(SEND_TIMEOUT, self.deliver(message, to.clone())).await;
         sent.unwrap_or_else(|_| Err(SendError::Failed(format!("not sent within {} s", SEND_TIMEOUT.as_secs()))))
-            .map_err(|error| without_address(error, &to))
+            .map_err(|error| redacted(error, &to, self.values(message).token))
     }
 
     /// Connects, greets, encrypts and signs in as for a mail, and sends none.
@@ -198,10 +198,13 @@ fn time(at: DateTime<Utc>, locale: Locale) -> String {
     at.format(format).to_string()
 }
 
-/// Servers repeat the address in their answers, and it does not belong in logs.
-fn without_address(error: SendError, address: &Address) -> SendError {
-    let hide =
-        |sentence: String| sentence.replace(address.to_string().as_str(), "[address]").chars().take(500).collect();
+/// Servers repeat the address in their answers, and filters of spam a link, and neither belongs in logs.
+fn redacted(error: SendError, address: &Address, token: Option<&str>) -> SendError {
+    let hide = |sentence: String| {
+        let sentence = sentence.replace(address.to_string().as_str(), "[address]");
+        let sentence = token.map_or(sentence.clone(), |token| sentence.replace(token, "[token]"));
+        sentence.chars().take(500).collect()
+    };
     match error {
         SendError::Rejected(sentence) => SendError::Rejected(hide(sentence)),
         SendError::Failed(sentence) => SendError::Failed(hide(sentence)),

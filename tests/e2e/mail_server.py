@@ -6,6 +6,7 @@ The name of a recipient can ask for a fault: `fault+anything@example.com`, where
     rejected    RCPT is answered 550
     deferred    RCPT is answered 451, the first time
     unwanted    the mail itself is answered 554
+    quoted      the same, with the longest word of the mail
     dropped     the mail is taken, and instead of an answer the connection is closed, the first time
     silent      RCPT is never answered; FOLDER/silent tells that it came
     last        the mail is taken, and the next one on the same connection is answered 421
@@ -66,6 +67,9 @@ class Handler:
         fault = address.split("@")[0].split("+")[0]
         if fault == "unwanted":
             return "554 5.7.1 this mail is not wanted"
+        if fault == "quoted":
+            words = text(email.message_from_bytes(envelope.original_content, policy=email.policy.default), "plain").split()
+            return f"554 5.7.1 blocked link: {max(words, key=len)}"
         self.keep(session, envelope, server.transport.get_extra_info("ssl_object") is not None)
         await asyncio.sleep(self.delay)
         if fault == "dropped" and self.first_time(address):

@@ -92,6 +92,20 @@ async fn what_is_refused_for_good_is_told_from_what_may_pass() {
 }
 
 #[tokio::test]
+async fn a_server_that_quotes_the_mail_gets_no_token_into_the_log() {
+    let server = MailServer::start(&[]).await;
+    let message = message("quoted@example.com", Content::ResetPassword { token: MailToken::generate() });
+    for (flags, quoted) in [
+        (vec![], "[token]"),
+        (vec!["--password-reset-url=https://shop.example/reset"], "https://shop.example/reset#token=[token]"),
+    ] {
+        let outcome = mailer(&server.url(), &flags).send(&message).await;
+        let words = format!("permanent error (554): 5.7.1 blocked link: {quoted}");
+        assert_eq!(outcome, Err(SendError::Rejected(words)));
+    }
+}
+
+#[tokio::test]
 async fn a_mail_whose_answer_is_lost_keeps_its_id_when_it_is_sent_again() {
     let server = MailServer::start(&[]).await;
     let mailer = mailer(&server.url(), &[]);
