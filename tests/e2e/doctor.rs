@@ -181,6 +181,12 @@ async fn a_mail_server_and_a_collector_that_do_not_answer_are_named() {
     let examined = Examined::of(&database.dsn(), &settings);
     examined.assert("mail", "fail", "takes none", "SMTP_URL");
     examined.assert("traces", "warn", "http://127.0.0.1:9/v1/traces", "4318");
+    // This one the exporter reads by itself.
+    let settings =
+        [("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://user:hidden-pass@127.0.0.1:9/v1/traces?key=hidden-key")];
+    let examined = Examined::of(&database.dsn(), &settings);
+    examined.assert("traces", "warn", "127.0.0.1:9", "4318");
+    assert!(!format!("{:?}", examined.findings).contains("hidden"), "{:?}", examined.findings);
 }
 
 #[tokio::test]

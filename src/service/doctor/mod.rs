@@ -391,9 +391,17 @@ async fn check_traces(endpoint: &str) -> Finding {
         Ok(_) => Finding::ok("traces", "the collector takes them"),
         Err(error) => {
             let cure = "correct OTEL_EXPORTER_OTLP_ENDPOINT: the port for HTTP is 4318 as a rule, 4317 is for gRPC";
-            Finding::warn("traces", format!("the collector at {endpoint} does not: {}", reason(error)), cure)
+            Finding::warn("traces", format!("the collector at {} does not: {}", shown(endpoint), reason(error)), cure)
         }
     }
+}
+
+/// The URL without what may be secret in it.
+fn shown(url: &str) -> String {
+    url::Url::parse(url).map_or_else(
+        |_| "this endpoint".to_owned(),
+        |url| format!("{}{}", url.origin().ascii_serialization(), url.path()),
+    )
 }
 
 #[cfg(test)]
