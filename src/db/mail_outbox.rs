@@ -20,6 +20,8 @@ use crate::domain::throttle::Bucket;
 
 /// How long a mail is tried.
 const LIFETIME: TimeDelta = TimeDelta::days(1);
+/// Notices of one kind that a user gets in a day, so that somebody who has the password cannot flood the mailbox.
+pub(super) const MAX_NOTICES_A_DAY: i64 = 10;
 /// The width of `last_error`, in characters.
 const ERROR_CHARACTERS: usize = 500;
 
@@ -52,7 +54,8 @@ pub(super) fn give_up_at(now: DateTime<Utc>) -> DateTime<Utc> {
     now + LIFETIME
 }
 
-/// Inserts a mail, if it fits in all of its buckets; otherwise says how long until it does.
+/// Inserts a mail, if it fits in all of its buckets; otherwise says how long until it does. A notice is left out where the
+/// user had enough of its kind.
 ///
 /// One statement, which looks at no account. Buckets are locked in the order of their keys, and one in which another
 /// request has taken the room meanwhile refuses. A mail that is there already was inserted, and counted, by an earlier
@@ -88,8 +91,12 @@ pub async fn insert(
             RETURNING key
         ), inserted AS (
             INSERT INTO mail_outbox (id, template, locale, user_id, email, created_at, due_at, give_up_at)
-            SELECT $5, $6, $7, $8, $9, $1, $1, $10
+            SELECT $5, $6::varchar, $7, $8, $9, $1, $1, $10
             WHERE (SELECT count(*) FROM counted) = (SELECT count(*) FROM event)
+              AND ($11::bigint IS NULL OR $11 > (
+                  SELECT count(*) FROM mail_outbox
+                  WHERE user_id = $8 AND template = $6::varchar AND created_at > $1::timestamp - interval '1 day'
+              ))
             ON CONFLICT ON CONSTRAINT mail_outbox_pkey DO NOTHING
         )
         SELECT max(event.step - event.room % event.step) AS wait
@@ -107,6 +114,7 @@ pub async fn insert(
         user_id as _,
         email,
         give_up_at(mail.now).naive_utc(),
+        mail.template.token_lifetime().is_none().then_some(MAX_NOTICES_A_DAY),
     )
     .fetch_one(executor)
     .await?;

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::batch::BatchedCall;
+use super::mail_outbox::MAX_NOTICES_A_DAY;
 use super::revocations::Revocations;
 use super::timestamp::Timestamp;
 use super::unanswered::Settle;
@@ -18,9 +19,6 @@ use crate::domain::password::PasswordHash;
 use crate::domain::session::EndReason;
 use crate::domain::throttle::Bucket;
 use crate::domain::tokens::{Jti, TokenHash};
-
-/// Notices of new devices that a user gets in a day, so that somebody who has the password cannot flood the mailbox.
-const MAX_NOTICES_A_DAY: i64 = 10;
 
 /// A session about to be opened, with its first refresh token, for a user whose password was just verified.
 #[derive(Debug)]
@@ -132,6 +130,9 @@ impl BatchedCall for NewSession {
                       SELECT count(*) FROM mail_outbox AS earlier
                       WHERE earlier.user_id = admitted.user_id AND earlier.template = 'new_sign_in'
                         AND earlier.created_at > admitted.now - interval '1 day'
+                  ) + (
+                      SELECT count(*) FROM admitted AS before
+                      WHERE before.user_id = admitted.user_id AND before.id < admitted.id
                   )
                   AND NOT EXISTS (
                       SELECT FROM (

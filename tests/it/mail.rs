@@ -14,7 +14,7 @@ use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::mailbox::templates;
-use crate::support::{MAIL_OFF, PASSWORD, TestApp, config, together};
+use crate::support::{MAIL_OFF, PASSWORD, TestApp, config, pair, together};
 
 const CUST: &str = "cust@example.com";
 const FIREFOX: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0";
@@ -198,6 +198,34 @@ async fn who_gets_a_password_from_an_operator_is_told_or_keeps_the_old_one(pool:
         let expected = if told { vec![(Template::PasswordChanged, Locale::De)] } else { vec![] };
         assert_eq!(found, expected, "{flags:?}");
     }
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn neither_by_many_sign_ins_at_once_nor_by_changing_it_again_and_again(pool: PgPool) {
+    let flags = ["--throttle=off", "--password-hash-max-wait-ms=60000", "--request-timeout-seconds=120"];
+    let app = TestApp::with(pool, &flags);
+    app.verified_customer(CUST).await;
+    let mut tokens = app.login(CUST).await;
+    let answers = together((0..60).map(|n| {
+        let app = app.clone();
+        async move { app.login_with(&format!("{SAFARI} {}", "x".repeat(n)), "198.51.100.7", CUST).await }
+    }))
+    .await;
+    assert!(answers.iter().all(|answer| answer.status == 200));
+    let told = app.deliver().await.len();
+    // Each of the batches that are in the database at once may count by itself.
+    assert!((1..=4 * 10).contains(&told), "{told} mails");
+
+    let body = json!({"current_password": PASSWORD, "new_password": PASSWORD});
+    for _ in 0..12 {
+        tokens = pair(&app.request_as(Method::POST, "/auth/password", &tokens.access, Some(body.clone())).await);
+    }
+    assert_eq!(app.deliver().await.len(), 10);
+    app.advance(86_400);
+    tokens = app.login(CUST).await;
+    app.deliver().await;
+    pair(&app.request_as(Method::POST, "/auth/password", &tokens.access, Some(body)).await);
+    assert_eq!(templates(&app.deliver().await), ["password_changed"]);
 }
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
