@@ -92,6 +92,7 @@ pub fn build(app: App) -> HttpService {
         )
         // A gateway hands on any request, whatever it is and wherever it comes from.
         .route(verify::VERIFY, any(verify::verify))
+        .route(verify::VERIFY_ROOT, any(verify::verify_path))
         .route(verify::VERIFY_PATH, any(verify::verify_path))
         .layer(
             ServiceBuilder::new()
@@ -110,6 +111,10 @@ pub fn build(app: App) -> HttpService {
 /// A trailing slash more or less makes no difference; the route of the user list is the one that has it.
 fn normalise_path(mut request: Request) -> Request {
     let path = request.uri().path();
+    // What follows is the path of a gateway's client: without its slash, its query would be taken for the gateway's.
+    if path.starts_with(verify::VERIFY_ROOT) {
+        return request;
+    }
     let trimmed = path.trim_end_matches('/');
     let canonical = match trimmed {
         "/users" => "/users/",

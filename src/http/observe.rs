@@ -23,7 +23,7 @@ use uuid::Uuid;
 use super::Peer;
 use super::connection::ProbesOnly;
 use super::error::ApiError;
-use super::verify::{VERIFY, VERIFY_PATH};
+use super::verify::{VERIFY, VERIFY_PATH, VERIFY_ROOT};
 use crate::app::App;
 use crate::background;
 use crate::error::Error;
@@ -41,7 +41,7 @@ const PROBES: [&str; 4] = ["/auth/health", "/health", READY, "/auth/metrics"];
 const READY: &str = "/auth/ready";
 
 /// Routes that are asked for every request of a shop; logged at the level `debug` and counted by outcome.
-const VERIFICATIONS: [&str; 2] = [VERIFY, VERIFY_PATH];
+const VERIFICATIONS: [&str; 3] = [VERIFY, VERIFY_ROOT, VERIFY_PATH];
 
 /// Stands for the status of a request whose client went away before it was answered, as in nginx.
 const CLIENT_GONE: u16 = 499;

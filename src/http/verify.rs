@@ -19,6 +19,7 @@ use crate::service::verify::{self, Requirement};
 
 /// The paths, with any method.
 pub(super) const VERIFY: &str = "/auth/verify";
+pub(super) const VERIFY_ROOT: &str = "/auth/verify/";
 pub(super) const VERIFY_PATH: &str = "/auth/verify/{*rest}";
 
 /// Who sends the request.

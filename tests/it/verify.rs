@@ -155,6 +155,12 @@ async fn a_client_cannot_ask_in_the_place_of_its_gateway(pool: PgPool) {
     let app = TestApp::new(pool);
     // The path behind ours is the client's, and so is its query.
     assert_eq!(app.get("/auth/verify/orders?optional=1").await.status, 401);
+    // The path may be `/`.
+    let tokens = app.customer("cust@example.com").await;
+    for path in ["/auth/verify/", "/auth/verify//"] {
+        assert_eq!(app.get(&format!("{path}?optional=1")).await.status, 401, "{path}");
+        assert_eq!(verify(&app, &format!("{path}?role=admin"), &tokens.access).await.status, 200, "{path}");
+    }
     let handed_on =
         |query: &str, uri: &str| Request::get(format!("/auth/verify{query}")).header("x-forwarded-uri", uri);
     let answer = ask(&app, handed_on("?optional=1", "/orders?optional=1")).await;
