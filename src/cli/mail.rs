@@ -10,6 +10,7 @@ use super::{CliError, begin};
 use crate::clock::Clock;
 use crate::config::{DatabaseSettings, Given};
 use crate::domain::page::PageSize;
+use crate::error::Error;
 use crate::service::audit::Actor;
 use crate::service::mail::{self, Unsent};
 
@@ -63,13 +64,21 @@ pub(super) async fn run(command: MailCommand) -> Result<(), CliError> {
             if json { print_json(&listed) } else { Ok(()) }
         }
         MailCommand::Retry { id, database } => {
-            let retried = mail::retry(&begin(&database)?, Actor::CommandLine, id, Clock::system().now()).await?;
+            let retried = mail::retry(&begin(&database)?, Actor::CommandLine, id, Clock::system().now()).await;
+            let retried = retried.map_err(said)?;
             print(&format!("{retried} mails to be sent at once"))
         }
         MailCommand::Drop { id, database } => {
-            let deleted = mail::delete_unsent(&begin(&database)?, Actor::CommandLine, id).await?;
+            let deleted = mail::delete_unsent(&begin(&database)?, Actor::CommandLine, id).await.map_err(said)?;
             print(&format!("{deleted} mails deleted"))
         }
+    }
+}
+
+fn said(error: Error) -> CliError {
+    match error {
+        Error::NotFound => CliError::Failed("no mail with this id waits or was given up".to_owned()),
+        error => error.into(),
     }
 }
 

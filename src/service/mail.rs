@@ -259,16 +259,21 @@ pub async fn list_unsent(db: &PgPool, after: Uuid, size: PageSize) -> Result<Pag
     Ok(size.page(db::mail_outbox::list_unsent(db, after, size.rows()).await?))
 }
 
-/// Has one unsent mail sent at once, or all. Returns how many there are.
+/// Has one unsent mail sent at once, or all. Returns how many there are; one that is being sent is left alone.
 pub async fn retry(db: &PgPool, actor: Actor, only: Option<Uuid>, now: DateTime<Utc>) -> Result<u64, Error> {
-    let retried = db::mail_outbox::retry(db, only, now).await?;
-    audit_by(actor, "mail_retry", "success", None, None);
-    Ok(retried)
+    found(only, db::mail_outbox::retry(db, only, now).await?, actor, "mail_retry")
 }
 
 /// Deletes one unsent mail, or all that were given up. Returns how many there were.
 pub async fn delete_unsent(db: &PgPool, actor: Actor, only: Option<Uuid>) -> Result<u64, Error> {
-    let deleted = db::mail_outbox::delete(db, only).await?;
-    audit_by(actor, "mail_drop", "success", None, None);
-    Ok(deleted)
+    found(only, db::mail_outbox::delete(db, only).await?, actor, "mail_drop")
+}
+
+/// Writes the audit line, unless the one mail is not there that was meant.
+fn found(only: Option<Uuid>, count: u64, actor: Actor, event: &'static str) -> Result<u64, Error> {
+    if only.is_some() && count == 0 {
+        return Err(Error::NotFound);
+    }
+    audit_by(actor, event, "success", None, None);
+    Ok(count)
 }
