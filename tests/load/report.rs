@@ -125,7 +125,9 @@ fn read(results: &str) -> Outcome<(Vec<Scenario>, Vec<String>)> {
 fn number(value: Option<f64>) -> String {
     match value {
         None => "–".to_owned(),
-        Some(value) if value >= 1000.0 => format!("{value:.0}"),
+        Some(value) if value >= 1000.0 => {
+            format!("{:.0},{:03.0}", (value.round() / 1000.0).floor(), value.round() % 1000.0)
+        }
         Some(value) if value >= 10.0 => format!("{value:.1}"),
         Some(value) => format!("{value:.2}"),
     }
@@ -177,7 +179,8 @@ fn table(scenarios: &[Scenario]) -> Outcome<String> {
 
 /// What the chart stands in.
 const INTRODUCTION: &str = "Each bar compares the service with the most that this machine can do at the same task, measured \
-    in turns. At 1 it does as much as that limit. Refresh goes beyond it, because many refreshes share one commit.";
+    in turns. At 1 it does as much as that limit. Refresh goes beyond it, because many refreshes share one commit. A bar is \
+    red where the service does less than is wanted of it.";
 
 fn html(scenarios: &[Scenario], notes: &[String], chart: &str) -> Outcome<String> {
     let mut rows = String::new();
@@ -243,7 +246,7 @@ const WIDTH: f64 = 940.0;
 const LEFT: f64 = 390.0;
 const ROW: f64 = 34.0;
 
-/// Bars of the ratios, with a tick for what is wanted and a dot for each round: rates, then times.
+/// Bars of the ratios, with the figure of the service, a tick for what is wanted and a dot for each round: rates, then times.
 fn svg(scenarios: &[Scenario]) -> Outcome<String> {
     let compared = |less| {
         let of_kind = move |it: &&Scenario| it.less_is_better() == less && !it.ratios().is_empty();
@@ -253,8 +256,8 @@ fn svg(scenarios: &[Scenario]) -> Outcome<String> {
     let all = groups.iter().flat_map(|(_, group)| group);
     let values = all.flat_map(|it| it.ratios().into_iter().chain(it.bound().map(|(_, bound)| bound)));
     let largest = values.fold(1.0, f64::max) * 1.05;
-    let x = |ratio: f64| LEFT + ratio / largest * (WIDTH - LEFT - 60.0);
-    let (mut rows, mut y) = (String::new(), 34.0);
+    let x = |ratio: f64| LEFT + ratio / largest * (WIDTH - LEFT - 130.0);
+    let (mut rows, mut y) = (String::new(), 66.0);
     for (heading, group) in groups.iter().filter(|(_, group)| !group.is_empty()) {
         writeln!(rows, r#"<text x="0" y="{}" font-weight="bold">{heading}</text>"#, y + 16.0)?;
         y += 26.0;
@@ -268,11 +271,12 @@ fn svg(scenarios: &[Scenario]) -> Outcome<String> {
     Ok(format!(
         r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="14">
 <rect width="100%" height="100%" fill="#fff"/>
-<text x="{limit:.1}" y="14" text-anchor="middle">as much as the limit</text>
-<g font-size="12" fill="#555"><path d="M{WIDTH} 6m-150 -4v14" stroke="#e07b00" stroke-width="3"/>
-<text x="{wanted}" y="14">wanted</text><circle cx="{dot}" cy="10" r="3" fill="#fff" stroke="#333"/>
-<text x="{round}" y="14">a round</text></g>
-<path d="M{limit:.1} 20V{y}" stroke="#777" stroke-dasharray="4"/>
+<text y="18" font-size="17" font-weight="bold">auth beside the limits of one machine</text>
+<text x="{limit:.1}" y="46" text-anchor="middle">1 = as much as the limit</text>
+<g font-size="12" fill="#555"><path d="M{WIDTH} 38m-150 -4v14" stroke="#e07b00" stroke-width="3"/>
+<text x="{wanted}" y="46">wanted</text><circle cx="{dot}" cy="42" r="3" fill="#fff" stroke="#333"/>
+<text x="{round}" y="46">a round</text></g>
+<path d="M{limit:.1} 52V{y}" stroke="#777" stroke-dasharray="4"/>
 {rows}</svg>
 "##,
         height = y + 6.0,
@@ -289,7 +293,7 @@ fn bar(rows: &mut String, scenario: &Scenario, ratio: f64, y: f64, x: impl Fn(f6
     writeln!(rows, r#"<text x="{end}" y="{title}" text-anchor="end">{}</text>"#, escape(what))?;
     writeln!(
         rows,
-        r##"<text x="{end}" y="{subtitle}" text-anchor="end" font-size="11" fill="#555">limit: {}</text>"##,
+        r##"<text x="{end}" y="{subtitle}" text-anchor="end" font-size="11" fill="#555">against {}</text>"##,
         escape(limit)
     )?;
     let width = x(ratio) - LEFT;
@@ -303,7 +307,12 @@ fn bar(rows: &mut String, scenario: &Scenario, ratio: f64, y: f64, x: impl Fn(f6
         writeln!(rows, r##"<path d="M{:.1} {}v26" stroke="#e07b00" stroke-width="3"/>"##, x(bound), y - 1.0)?;
         rightmost = rightmost.max(bound);
     }
-    writeln!(rows, r#"<text x="{:.1}" y="{}">{ratio:.2}</text>"#, x(rightmost) + 9.0, y + 17.0)?;
+    let (x, baseline, figure) = (x(rightmost) + 9.0, y + 17.0, number(median(&scenario.service.values)));
+    writeln!(
+        rows,
+        r##"<text x="{x:.1}" y="{baseline}" stroke="#fff" stroke-width="4" paint-order="stroke">{ratio:.2} <tspan font-size="12" fill="#555">({figure} {})</tspan></text>"##,
+        scenario.unit
+    )?;
     Ok(())
 }
 
