@@ -133,6 +133,8 @@ pub struct Claimed {
     /// How often it was claimed, which tells this claim from a later one.
     pub attempts: i32,
     pub give_up_at: DateTime<Utc>,
+    /// Of the attempt before.
+    pub last_error: Option<String>,
 }
 
 /// Claims the mail that has been due for the longest time, until `lease_end`.
@@ -155,7 +157,8 @@ pub async fn claim(
         WHERE mail.id = due.id
         RETURNING
             mail.id, mail.template, mail.locale, mail.user_id AS "user_id: UserId", mail.email,
-            mail.session_id AS "session_id: SessionId", mail.attempts, mail.give_up_at AS "give_up_at: Timestamp"
+            mail.session_id AS "session_id: SessionId", mail.attempts, mail.give_up_at AS "give_up_at: Timestamp",
+            mail.last_error
         "#,
         now.naive_utc(),
         lease_end.naive_utc(),
@@ -176,6 +179,7 @@ pub async fn claim(
         session_id: row.session_id,
         attempts: row.attempts,
         give_up_at: row.give_up_at.0,
+        last_error: row.last_error,
     }))
 }
 

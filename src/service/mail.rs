@@ -102,7 +102,8 @@ pub async fn next(app: &App) -> Result<Option<Outgoing>, Error> {
         let now = app.clock.now();
         let Some(claimed) = db::mail_outbox::claim(&app.db, now, now + LEASE).await? else { return Ok(None) };
         if claimed.give_up_at <= now {
-            finish_claimed(app, &claimed, &Err(SendError::Rejected("it waited for too long".to_owned()))).await?;
+            let reason = claimed.last_error.clone().unwrap_or_else(|| "it waited for too long".to_owned());
+            finish_claimed(app, &claimed, &Err(SendError::Rejected(reason))).await?;
             continue;
         }
         if let Some(message) = write(app, &claimed, now).await? {
