@@ -1,6 +1,6 @@
 """Sends identity headers in every spelling through real gateways, and looks at what the service behind them receives.
 
-    spoofing.py AUTH_ADDRESS TRAEFIK <access-token
+    spoofing.py AUTH_ADDRESS TRAEFIK ENVOY <access-token
 
 The gateways run with the files of deploy/gateways, on free ports of loopback. Exit code 1 where a header of the client
 reached the service, or where somebody passed who must not.
@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 
-AUTH, TRAEFIK = sys.argv[1:3]
+AUTH, TRAEFIK, ENVOY = sys.argv[1:4]
 TOKEN = sys.stdin.read().strip()
 CONFIGURATION = pathlib.Path(__file__).parents[2] / "deploy/gateways"
 NAMES = ["X-Auth-Email", "X-Auth-Role", "X-Auth-Session", "X-Auth-Expires"]
@@ -91,10 +91,23 @@ def check(port):
 
 
 def configure(work, port, shop):
+    """Puts addresses of this run in the place of those that the files have."""
+    here = "{{address: 127.0.0.1, port_value: {}}}".format
+    addresses = {
+        "auth:8000": AUTH,
+        "shop:8000": f"127.0.0.1:{shop}",
+        "listen 8080": f"listen 127.0.0.1:{port}",
+        "bind :8080": f"bind 127.0.0.1:{port}",
+        ":8080 {": f":{port} {{\n\tbind 127.0.0.1",
+        "{address: auth, port_value: 8000}": here(AUTH.split(":")[1]),
+        "{address: shop, port_value: 8000}": here(shop),
+        "{address: 0.0.0.0, port_value: 8080}": here(port),
+    }
     for file in CONFIGURATION.iterdir():
-        text = file.read_text().replace("auth:8000", AUTH).replace("shop:8000", f"127.0.0.1:{shop}")
-        text = text.replace("listen 8080", f"listen 127.0.0.1:{port}").replace("bind :8080", f"bind 127.0.0.1:{port}")
-        (work / file.name).write_text(text.replace(":8080 {", f":{port} {{\n\tbind 127.0.0.1"))
+        text = file.read_text()
+        for written, used in addresses.items():
+            text = text.replace(written, used)
+        (work / file.name).write_text(text)
     (work / "main.conf").write_text(NGINX)
 
 
@@ -120,6 +133,7 @@ def commands(work, port):
     yield "nginx", ["/usr/sbin/nginx", "-p", str(work), "-c", "main.conf", "-e", "stderr"]
     yield "caddy", ["/usr/bin/caddy", "run", "--config", "Caddyfile", "--adapter", "caddyfile"]
     yield "haproxy", ["/usr/sbin/haproxy", "-db", "-f", "haproxy.cfg"]
+    yield "envoy", [ENVOY, "-c", "envoy.yaml", "--disable-hot-restart", "--concurrency", "1", "-l", "warning"]
 
 
 def main():
