@@ -109,6 +109,8 @@ impl Scene {
         if axum::http::HeaderValue::from_str(token).is_ok() {
             let answer = self.app.get_as("/users/me", token).await;
             assert_refused(&answer, &["Invalid access token", "Not authenticated"], token);
+            // Which is decided without the session's row.
+            assert_eq!(self.app.get_as("/auth/verify", token).await.status, 401, "{token}");
         }
     }
 
