@@ -114,6 +114,24 @@ async fn sessions_are_opened_together_and_each_for_its_own_user(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn a_batch_tells_a_user_of_ten_sign_ins_at_most(pool: PgPool) {
+    let app = with_customers(pool, 1).await;
+    app.execute("UPDATE users SET created_at = created_at - interval '2 days'").await;
+    let busy = keep_busy(&app, USER_ROWS).await;
+    let before = hashes(&app);
+    let logins: Vec<_> = (0..14).map(|_| start(&app, &user(0), PASSWORD)).collect();
+    until_verified(&app, before, logins.len()).await;
+    busy.release().await;
+    for login in logins {
+        pair(&login.await.unwrap());
+    }
+    let told: i64 = app
+        .value("SELECT count(*) FROM mail_outbox JOIN users ON users.id = user_id WHERE users.email LIKE 'user%' AND template = 'new_sign_in'")
+        .await;
+    assert_eq!(told, 10);
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
 async fn a_poisoned_login_fails_alone(pool: PgPool) {
     let app = with_customers(pool, 3).await;
     app.execute("CREATE FUNCTION poison() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''poison''; END'").await;

@@ -206,21 +206,10 @@ async fn who_gets_a_password_from_an_operator_is_told_or_keeps_the_old_one(pool:
 }
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
-async fn neither_by_many_sign_ins_at_once_nor_by_changing_it_again_and_again(pool: PgPool) {
-    let flags = ["--throttle=off", "--password-hash-max-wait-ms=60000", "--request-timeout-seconds=120"];
-    let app = TestApp::with(pool, &flags);
+async fn nor_by_changing_it_again_and_again(pool: PgPool) {
+    let app = TestApp::with(pool, &["--throttle=off"]);
     app.verified_customer(CUST).await;
     let mut tokens = app.login(CUST).await;
-    let answers = together((0..60).map(|n| {
-        let app = app.clone();
-        async move { app.login_with(&format!("{SAFARI} {}", "x".repeat(n)), "198.51.100.7", CUST).await }
-    }))
-    .await;
-    assert!(answers.iter().all(|answer| answer.status == 200));
-    let told = app.deliver().await.len();
-    // Each of the batches that are in the database at once may count by itself.
-    assert!((1..=4 * 10).contains(&told), "{told} mails");
-
     let body = json!({"current_password": PASSWORD, "new_password": PASSWORD});
     for _ in 0..12 {
         tokens = pair(&app.request_as(Method::POST, "/auth/password", &tokens.access, Some(body.clone())).await);
