@@ -135,3 +135,19 @@ fn kubernetes_has_the_rule_of_compose() {
     let rule = compose.split_once("traefik.http.routers.auth.rule: ").and_then(|(_, rest)| rest.lines().next());
     assert!(route.contains(rule.expect("the router has a rule")), "{rule:?}");
 }
+
+#[test]
+fn kubernetes_lets_in_the_gateway_and_prometheus_and_no_other_pod() {
+    let policy = include_str!("../../deploy/kubernetes/base/networkpolicy.yaml");
+    let ingress = policy.split_once("\n  ingress:\n").and_then(|(_, rest)| rest.split_once("\n  egress:\n"));
+    let (ingress, _) = ingress.expect("the policy has both parts");
+    let lines: Vec<_> = ingress.lines().map(str::trim).filter(|line| line.contains("name")).collect();
+    let peer = |namespace: &str, name: &str| {
+        ["- namespaceSelector:".to_owned(), format!("kubernetes.io/metadata.name: {namespace}"), name.to_owned()]
+    };
+    let expected =
+        [peer("traefik", "app.kubernetes.io/name: traefik"), peer("monitoring", "app.kubernetes.io/name: prometheus")];
+    assert_eq!(lines, expected.concat());
+    // One rule with those peers: a rule without peers, or a pod beside a namespace, would let others in.
+    assert_eq!((ingress.matches("    - ").count(), ingress.matches("podSelector").count()), (4, 2), "{ingress}");
+}
