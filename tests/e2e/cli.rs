@@ -197,43 +197,6 @@ async fn user_delete_ends_the_sessions_too() {
     again.assert(1, "");
 }
 
-#[tokio::test]
-async fn mail_commands_show_what_was_not_sent_and_send_or_delete_it() {
-    let scene = Scene::new().await;
-    scene.create("cust@example.com", "customer");
-    let asked = scene.run(&["user", "send-reset", "--email", "cust@example.com", "--locale", "de"], "");
-    asked.assert(0, "a mail for user 1 is to be sent by the service, if mail is on there\n");
-    asked.assert_audit(&[audit("password_forgot", "accepted", 1)]);
-    scene
-        .execute(
-            "UPDATE mail_outbox SET id = '019b0000-0000-7000-8000-000000000001', created_at = '2025-08-23 14:23:55',
-                 finished_at = '2025-08-24 14:23:55', outcome = 'dead', attempts = 9, last_error = E'550\\x1b[2J no'",
-        )
-        .await;
-    let id = "019b0000-0000-7000-8000-000000000001";
-    let listed = format!(
-        "id\ttemplate\tasked for\tstate\tattempts\taddress\tlast error\n\
-         {id}\treset_password\t2025-08-23 14:23:55\tgiven up\t9\tcust@example.com\t550\\u{{1b}}[2J no\n"
-    );
-    scene.run(&["mail", "list"], "").assert(0, &listed);
-    let done = |event: &str| [json!({"audit": true, "event": event, "outcome": "success", "actor": "command_line"})];
-    for arguments in [&["mail", "retry"][..], &["mail", "retry", "--id", id]] {
-        let retried = scene.run(arguments, "");
-        retried.assert(0, "1 mails to be sent at once\n");
-        retried.assert_audit(&done("mail_retry"));
-    }
-    // It waits now, and is deleted only where it is meant.
-    scene.run(&["mail", "drop"], "").assert(0, "0 mails deleted\n");
-    let deleted = scene.run(&["mail", "drop", "--id", id], "");
-    deleted.assert(0, "1 mails deleted\n");
-    deleted.assert_audit(&done("mail_drop"));
-    for command in ["retry", "drop"] {
-        let none = scene.run(&["mail", command, "--id", id], "");
-        none.assert(1, "");
-        assert_eq!(none.complaint, "auth: no mail with this id waits or was given up\n");
-    }
-}
-
 async fn open_session(scene: &Scene) {
     scene
         .execute(
@@ -320,6 +283,11 @@ async fn mails_are_asked_for_listed_sent_again_and_dropped() {
     dropped.assert(0, "1 mails deleted\n");
     dropped
         .assert_audit(&[json!({"audit": true, "event": "mail_drop", "outcome": "success", "actor": "command_line"})]);
+    for command in ["retry", "drop"] {
+        let none = scene.run(&["mail", command, "--id", id], "");
+        none.assert(1, "");
+        assert_eq!(none.complaint, "auth: no mail with this id waits or was given up\n");
+    }
 }
 
 #[test]
