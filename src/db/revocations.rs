@@ -148,8 +148,8 @@ pub struct Reading {
     pub mark: Mark,
 }
 
-/// Reads which sessions have ended since a reading on this connection. Without one, or where it was on another run of the server: which have
-/// ended after `earliest`, and which have lost their user and not ended yet.
+/// Reads which sessions have ended since a reading on this connection. Without one, or where it was on another run of the
+/// server: which have ended after `earliest`, and which have lost their user and not ended yet.
 pub async fn read(
     connection: &mut PgConnection,
     since: Option<&Mark>,

@@ -20,8 +20,8 @@ pub async fn take_back(executor: impl PgExecutor<'_>, buckets: &[Bucket]) -> sql
         ON CONFLICT ON CONSTRAINT auth_throttle_pkey
         DO UPDATE SET tat = bucket.tat + (excluded.tat - timestamp 'epoch')
         ",
-        &buckets.iter().map(|bucket| bucket.key.clone()).collect::<Vec<_>>(),
-        &buckets.iter().map(|bucket| bucket.limit.step()).collect::<Vec<_>>(),
+        &column(buckets, |bucket| bucket.key.clone()),
+        &column(buckets, |bucket| bucket.limit.step()),
     )
     .execute(executor)
     .await

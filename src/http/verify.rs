@@ -17,7 +17,7 @@ use crate::domain::role::Role;
 use crate::domain::tokens::AccessClaims;
 use crate::service::verify::{self, Requirement};
 
-/// The paths, with any method.
+/// The paths, with any method: without the client's path behind it, with `/`, and with any other.
 pub(super) const VERIFY: &str = "/auth/verify";
 pub(super) const VERIFY_ROOT: &str = "/auth/verify/";
 pub(super) const VERIFY_PATH: &str = "/auth/verify/{*rest}";
@@ -65,8 +65,8 @@ pub(super) async fn verify_path(State(app): State<App>, BearerToken(token): Bear
     Ok(identity(verify::verify(&app, token.as_deref(), &Requirement::default())?.as_ref()))
 }
 
-/// What the gateway asks for in the query. A mistake must open nothing, so all that is not understood is refused; and so is a query that the
-/// gateway has handed on from the client, who could ask for `optional=1`.
+/// What the gateway asks for in the query. A mistake must open nothing, so all that is not understood is refused; and so is a
+/// query that the gateway has handed on from the client, who could ask for `optional=1`.
 pub(super) struct Asked(Requirement);
 
 impl FromRequestParts<App> for Asked {

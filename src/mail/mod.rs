@@ -198,11 +198,13 @@ fn time(at: DateTime<Utc>, locale: Locale) -> String {
     at.format(format).to_string()
 }
 
-/// Servers repeat the address in their answers, and filters of spam a link, and neither belongs in logs.
+/// Servers repeat the address in their answers, and spam filters the link. Neither belongs in logs.
 fn redacted(error: SendError, address: &Address, token: Option<&str>) -> SendError {
     let hide = |sentence: String| {
-        let sentence = sentence.replace(address.to_string().as_str(), "[address]");
-        let sentence = token.map_or(sentence.clone(), |token| sentence.replace(token, "[token]"));
+        let mut sentence = sentence.replace(address.to_string().as_str(), "[address]");
+        if let Some(token) = token {
+            sentence = sentence.replace(token, "[token]");
+        }
         sentence.chars().take(500).collect()
     };
     match error {

@@ -78,7 +78,7 @@ pub(super) async fn request(
     wait.map_or(Ok(()), |wait| Err(Error::Throttled(wait)))
 }
 
-/// The notice that a user gets, where there are notices. Whoever makes the change, the user is told.
+/// The notice that a user gets, where there are notices, also of what an operator does.
 pub(super) fn notice(
     settings: &MailSettings,
     template: Template,
