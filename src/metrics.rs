@@ -65,10 +65,7 @@ impl Metrics {
             http_seconds: histogram("http_request_duration_seconds", "Time to the response head.", &by_method, &times),
             http_request_bytes: histogram("http_request_size_bytes", "Content length of requests.", &by_route, &sizes),
             http_response_bytes: histogram(
-                "http_response_size_bytes",
-                "Content length of responses.",
-                &by_route,
-                &sizes,
+                "http_response_size_bytes", "Content length of responses.", &by_route, &sizes,
             ),
             hash_seconds: registered(&registry, Histogram::with_opts(hash_seconds)),
             hash_queue_depth: gauge("auth_password_queue_depth", "Password hashes waiting or being computed."),

@@ -3,16 +3,9 @@
 use crate::domain::tokens::TokenAlgorithm;
 
 const WELL_KNOWN: [&str; 9] = [
-    "devsecret",
-    "secret",
-    "changeme",
-    "change-me",
-    "jwt-secret",
-    "sample-secret-for-development-only",
+    "devsecret", "secret", "changeme", "change-me", "jwt-secret", "sample-secret-for-development-only",
     // The samples of jwt.io.
-    "your-256-bit-secret",
-    "your-512-bit-secret",
-    "a-string-secret-at-least-256-bits-long",
+    "your-256-bit-secret", "your-512-bit-secret", "a-string-secret-at-least-256-bits-long",
 ];
 
 /// Random bytes have more even when they are written as 32 hex digits.

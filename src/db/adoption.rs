@@ -37,31 +37,12 @@ const NAMED: [(&str, &[&str]); 2] = [
 
 /// Tables and indexes that the migrations make, and so must not exist yet.
 const MADE: [&str; 25] = [
-    "sessions",
-    "sessions_pkey",
-    "sessions_user_id_idx",
-    "sessions_ended_at_idx",
-    "sessions_live_idx",
-    "sessions_user_id_id_idx",
-    "sessions_ended_xid_idx",
-    "refresh_tokens_user_id_session_id_idx",
-    "refresh_tokens_user_id_session_id_id_idx",
-    "users_admin_idx",
-    "users_lower_email_idx",
-    "users_bcrypt_cost_idx",
-    "users_hash_parameters_idx",
-    "auth_throttle",
-    "auth_throttle_pkey",
-    "mail_outbox",
-    "mail_outbox_pkey",
-    "mail_outbox_due_at_idx",
-    "mail_outbox_finished_at_idx",
-    "mail_outbox_user_id_idx",
-    "mail_tokens",
-    "mail_tokens_pkey",
-    "mail_tokens_token_hash_idx",
-    "mail_tokens_previous_hash_idx",
-    "mail_tokens_expires_at_idx",
+    "sessions", "sessions_pkey", "sessions_user_id_idx", "sessions_ended_at_idx", "sessions_live_idx",
+    "sessions_user_id_id_idx", "sessions_ended_xid_idx", "refresh_tokens_user_id_session_id_idx",
+    "refresh_tokens_user_id_session_id_id_idx", "users_admin_idx", "users_lower_email_idx", "users_bcrypt_cost_idx",
+    "users_hash_parameters_idx", "auth_throttle", "auth_throttle_pkey", "mail_outbox", "mail_outbox_pkey",
+    "mail_outbox_due_at_idx", "mail_outbox_finished_at_idx", "mail_outbox_user_id_idx", "mail_tokens",
+    "mail_tokens_pkey", "mail_tokens_token_hash_idx", "mail_tokens_previous_hash_idx", "mail_tokens_expires_at_idx",
 ];
 
 /// Columns that the migrations add.

@@ -24,21 +24,8 @@ const MAX_LABEL: usize = 63;
 
 /// Mailboxes whose case never mattered (RFC 2142).
 const ROLE_MAILBOXES: [&str; 15] = [
-    "info",
-    "marketing",
-    "sales",
-    "support",
-    "abuse",
-    "noc",
-    "security",
-    "postmaster",
-    "hostmaster",
-    "usenet",
-    "news",
-    "webmaster",
-    "www",
-    "uucp",
-    "ftp",
+    "info", "marketing", "sales", "support", "abuse", "noc", "security", "postmaster", "hostmaster", "usenet", "news",
+    "webmaster", "www", "uucp", "ftp",
 ];
 
 /// Top-level names that no mail can be sent to (RFC 6761, RFC 6762, RFC 7686).

@@ -15,27 +15,11 @@ macro_rules! built_in {
 }
 
 const BUILT_IN: [(&str, &str); 21] = built_in!(
-    "layout.html",
-    "reset_password.en.txt",
-    "reset_password.en.html",
-    "reset_password.de.txt",
-    "reset_password.de.html",
-    "verify_email.en.txt",
-    "verify_email.en.html",
-    "verify_email.de.txt",
-    "verify_email.de.html",
-    "password_changed.en.txt",
-    "password_changed.en.html",
-    "password_changed.de.txt",
-    "password_changed.de.html",
-    "password_reset.en.txt",
-    "password_reset.en.html",
-    "password_reset.de.txt",
-    "password_reset.de.html",
-    "new_sign_in.en.txt",
-    "new_sign_in.en.html",
-    "new_sign_in.de.txt",
-    "new_sign_in.de.html",
+    "layout.html", "reset_password.en.txt", "reset_password.en.html", "reset_password.de.txt",
+    "reset_password.de.html", "verify_email.en.txt", "verify_email.en.html", "verify_email.de.txt",
+    "verify_email.de.html", "password_changed.en.txt", "password_changed.en.html", "password_changed.de.txt",
+    "password_changed.de.html", "password_reset.en.txt", "password_reset.en.html", "password_reset.de.txt",
+    "password_reset.de.html", "new_sign_in.en.txt", "new_sign_in.en.html", "new_sign_in.de.txt", "new_sign_in.de.html",
 );
 
 /// What a template can show. A name that is not here is a mistake.

@@ -208,11 +208,7 @@ fn used_since(app: &App, presented: &RefreshClaims, used: &Used) -> Option<DateT
 fn sign_again(app: &App, presented: &RefreshClaims, used: &Used, now: DateTime<Utc>) -> Option<TokenPair> {
     let successor = used.successor.as_ref()?;
     let refresh = app.tokens.resign_refresh(
-        &presented.subject,
-        &successor.jti,
-        used.session_id,
-        successor.expires_at,
-        &successor.token_hash,
+        &presented.subject, &successor.jti, used.session_id, successor.expires_at, &successor.token_hash,
     )?;
     let access = app.tokens.sign_access(&presented.subject, &used.role, used.session_id, now);
     Some(TokenPair { access, refresh })

@@ -30,15 +30,8 @@ fn every_mistake_in_the_configuration_is_named_at_once() {
     );
     assert_eq!(code, 2, "{output}{complaint}");
     for name in [
-        "POSTGRES_DSN",
-        "JWT_SECRET has",
-        "JWT_SECRET_PREVIOUS is a well-known default",
-        "REGISTER_OPEN_ROLES",
-        "LISTEN_ADDR",
-        "LOG_LEVEL",
-        "ACCESS_TOKEN_EXPIRES_SECONDS",
-        "REFRESH_GRACE_SECONDS",
-        "THROTTLE",
+        "POSTGRES_DSN", "JWT_SECRET has", "JWT_SECRET_PREVIOUS is a well-known default", "REGISTER_OPEN_ROLES",
+        "LISTEN_ADDR", "LOG_LEVEL", "ACCESS_TOKEN_EXPIRES_SECONDS", "REFRESH_GRACE_SECONDS", "THROTTLE",
         "TRUSTED_PROXIES",
     ] {
         assert!(complaint.contains(name), "{name} is not named in\n{complaint}");
@@ -78,10 +71,8 @@ fn a_start_without_any_setting_asks_for_the_two_that_production_needs() {
 #[test]
 fn no_command_prints_a_part_of_an_address_with_a_password() {
     for dsn in [
-        "postgres://shop:pq7/ssw0rd@db.example/shop",
-        "postgres://shop:1234/ssw0rd@db.example/shop",
-        "shop:pq7://ssw0rd@db.example/shop",
-        "postgresql+psycopg:/shop:ssw0rd@db.example",
+        "postgres://shop:pq7/ssw0rd@db.example/shop", "postgres://shop:1234/ssw0rd@db.example/shop",
+        "shop:pq7://ssw0rd@db.example/shop", "postgresql+psycopg:/shop:ssw0rd@db.example",
     ] {
         for command in ["config", "cleanup"] {
             let (_, output, complaint) = finish(

@@ -88,12 +88,8 @@ async fn wrong_settings_are_listed_and_the_rest_is_looked_at() {
 #[tokio::test]
 async fn a_database_that_cannot_be_reached_is_named_with_the_reason() {
     let database = Database::create().await;
-    Examined::of("postgres://auth:pass@127.0.0.1:9/auth", &[]).assert(
-        "database",
-        "fail",
-        "127.0.0.1:9",
-        "start the server",
-    );
+    Examined::of("postgres://auth:pass@127.0.0.1:9/auth", &[])
+        .assert("database", "fail", "127.0.0.1:9", "start the server");
     let gone = format!("{}_gone", database.dsn());
     Examined::of(&gone, &[]).assert("database", "fail", "does not exist", "create the database");
     let role = database.create_role().await.replace(":former@", ":wrong@");

@@ -125,15 +125,9 @@ async fn our_own_and_those_of_the_process_stand_beside_them(pool: PgPool) {
     assert!(capacity.value.parse::<f64>().unwrap() > 0.0, "{capacity:?}");
     let names: BTreeSet<&str> = samples.iter().map(|sample| sample.name.as_str()).collect();
     for name in [
-        "auth_password_queue_depth",
-        "auth_password_shed_total",
-        "auth_http_connections",
-        "auth_forwarded_for_ignored_total",
-        "auth_http_connections_refused_total",
-        "process_cpu_seconds_total",
-        "process_resident_memory_bytes",
-        "process_open_fds",
-        "process_start_time_seconds",
+        "auth_password_queue_depth", "auth_password_shed_total", "auth_http_connections",
+        "auth_forwarded_for_ignored_total", "auth_http_connections_refused_total", "process_cpu_seconds_total",
+        "process_resident_memory_bytes", "process_open_fds", "process_start_time_seconds",
     ] {
         assert!(names.contains(name), "{name}");
     }

@@ -130,13 +130,7 @@ async fn the_tokens_of_an_ended_session_are_refused_with_the_reason(pool: PgPool
     let app = TestApp::new(pool);
     app.register("cust@example.com", "customer").await;
     let reasons = [
-        "logout",
-        "logged_out_elsewhere",
-        "replay_detected",
-        "password_changed",
-        "by_admin",
-        "expired",
-        "user_deleted",
+        "logout", "logged_out_elsewhere", "replay_detected", "password_changed", "by_admin", "expired", "user_deleted",
     ];
     for reason in reasons {
         let used = app.login("cust@example.com").await;
