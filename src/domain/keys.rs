@@ -56,7 +56,6 @@ pub struct PublishedKeys {
 
 impl KeySet {
     /// `signing` is a private key; without one the secret signs. With `refuses_secret` it verifies no access token.
-    #[must_use]
     pub fn new(signing: Option<TokenKey>, verifying: Vec<TokenKey>, refuses_secret: bool) -> Self {
         let header = |key: &TokenKey| Header { kid: Some(key.kid().to_owned()), ..Header::new(key.algorithm) };
         let signer = signing.as_ref().and_then(|key| Some((header(key), key.encoding.clone()?)));
@@ -136,18 +135,15 @@ impl TokenKey {
     }
 
     /// The id of the key: its thumbprint.
-    #[must_use]
     pub fn kid(&self) -> &str {
         self.jwk.common.key_id.as_deref().unwrap_or_default()
     }
 
     /// The algorithm as a token's header names it.
-    #[must_use]
     pub fn algorithm(&self) -> &'static str {
         if self.algorithm == Algorithm::EdDSA { "EdDSA" } else { "ES256" }
     }
 
-    #[must_use]
     pub fn is_private(&self) -> bool {
         self.encoding.is_some()
     }
@@ -229,7 +225,6 @@ fn of_curve(error: p256::pkcs8::Error) -> KeyError {
 }
 
 /// A new private key in PEM, of 32 random bytes.
-#[must_use]
 pub fn generate(algorithm: KeyAlgorithm) -> SecretString {
     let pem = match algorithm {
         // Without the public half, which some programs do not expect in PKCS#8.

@@ -53,12 +53,10 @@ pub struct RefreshToken(SecretString);
 
 impl RefreshToken {
     /// What the store knows the token by.
-    #[must_use]
     pub fn hash(&self) -> TokenHash {
         TokenHash::of(self.0.expose_secret())
     }
 
-    #[must_use]
     pub fn expose(&self) -> &str {
         self.0.expose_secret()
     }
@@ -69,7 +67,6 @@ impl RefreshToken {
 pub struct AccessToken(SecretString);
 
 impl AccessToken {
-    #[must_use]
     pub fn expose(&self) -> &str {
         self.0.expose_secret()
     }
@@ -92,7 +89,6 @@ impl TokenHash {
         Self(base16ct::lower::encode_string(&Sha256::digest(token)))
     }
 
-    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -104,12 +100,10 @@ impl TokenHash {
 pub struct Jti(String);
 
 impl Jti {
-    #[must_use]
     pub fn generate() -> Self {
         Self(format!("{:032x}", rand::random::<u128>()))
     }
 
-    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -229,7 +223,6 @@ impl fmt::Debug for TokenKeys {
 }
 
 impl TokenKeys {
-    #[must_use]
     pub fn new(
         algorithm: TokenAlgorithm,
         secret: &SecretString,
@@ -250,19 +243,16 @@ impl TokenKeys {
         }
     }
 
-    #[must_use]
     pub fn published(&self) -> &PublishedKeys {
         self.keys.published()
     }
 
     /// When a refresh token issued at `now` expires; whole seconds, as `exp` has them.
-    #[must_use]
     pub fn refresh_expiry(&self, now: DateTime<Utc>) -> DateTime<Utc> {
         let expiry = now + self.lifetimes.refresh;
         DateTime::from_timestamp(expiry.timestamp(), 0).unwrap_or(expiry)
     }
 
-    #[must_use]
     pub fn sign_access(&self, subject: &str, role: &Role, session_id: SessionId, now: DateTime<Utc>) -> AccessToken {
         let exp = (now + self.lifetimes.access).timestamp();
         let payload = AccessPayload { sub: subject, role: role.as_str(), exp, r#type: ACCESS, sid: session_id.0 };
@@ -270,7 +260,6 @@ impl TokenKeys {
         AccessToken(sign(header, &payload, key))
     }
 
-    #[must_use]
     pub fn sign_refresh(
         &self,
         subject: &str,
@@ -283,7 +272,6 @@ impl TokenKeys {
 
     /// Signs a token again that was issued before: signing is deterministic, so the very same bytes come out, which
     /// `expected` proves. It may have been signed before the secret was changed, so every key is tried.
-    #[must_use]
     pub fn resign_refresh(
         &self,
         subject: &str,
@@ -357,7 +345,6 @@ impl TokenKeys {
 
 impl TokenError {
     /// Its name in the metrics.
-    #[must_use]
     pub fn label(self) -> &'static str {
         match self {
             Self::Invalid => "invalid",
