@@ -19,7 +19,7 @@ use crate::domain::ids::{SessionId, UserId};
 use crate::domain::role::Role;
 use crate::domain::session::EndReason;
 use crate::domain::throttle::Limit;
-use crate::domain::tokens::{Jti, RefreshClaims, TokenHash};
+use crate::domain::tokens::{Jti, RefreshClaims, StoredToken, TokenHash};
 
 /// A verified token, and the successor it is to be exchanged for.
 #[derive(Clone, Debug)]
@@ -27,9 +27,7 @@ pub struct Rotation {
     pub presented: RefreshClaims,
     /// The presented token's session, or a new one for a token of the Python service.
     pub session_id: SessionId,
-    pub next_jti: Jti,
-    pub next_hash: TokenHash,
-    pub next_expires_at: DateTime<Utc>,
+    pub next: StoredToken,
     /// Of the client, for a session that is opened.
     pub client: ClientInfo,
     /// How many live sessions the user may have, if this opens one.
@@ -60,7 +58,7 @@ impl BatchedCall for Rotation {
     /// A token that several calls bring goes in once, for the first of them; the others find it used while they were
     /// executed. Rows are locked in the order of their `jti`, by every batch of every replica.
     ///
-    /// The key of a rotation is `next_jti`: a token whose successor it is was exchanged by an earlier attempt.
+    /// The key of a rotation is the `jti` of the successor: a token whose successor it is was exchanged by an earlier attempt.
     async fn execute(connection: &mut PgConnection, calls: &[&Self]) -> sqlx::Result<Vec<Self::Answer>> {
         let token = |&index: &usize| (calls[index].presented.jti.as_str(), calls[index].presented.hash.as_str());
         let mut firsts: Vec<usize> = (0..calls.len()).collect();
@@ -157,9 +155,9 @@ async fn rotate(connection: &mut PgConnection, rotations: &[&Rotation]) -> sqlx:
         column(rotations, |rotation| rotation.presented.subject.as_str()) as _,
         &column(rotations, |rotation| rotation.presented.session_id.is_some()),
         &column(rotations, |rotation| rotation.session_id.0),
-        column(rotations, |rotation| rotation.next_jti.as_str()) as _,
-        column(rotations, |rotation| rotation.next_hash.as_str()) as _,
-        &column(rotations, |rotation| rotation.next_expires_at.naive_utc()),
+        column(rotations, |rotation| rotation.next.jti.as_str()) as _,
+        column(rotations, |rotation| rotation.next.hash.as_str()) as _,
+        &column(rotations, |rotation| rotation.next.expires_at.naive_utc()),
         column(rotations, |rotation| rotation.client.user_agent.as_deref()) as _,
         &column(rotations, |rotation| IpNet::from(rotation.client.ip)),
         &column(rotations, |rotation| rotation.now.naive_utc()),
@@ -224,12 +222,10 @@ pub struct Used {
     pub successor: Option<Successor>,
 }
 
-/// What a token was exchanged for: enough to sign the very same token again.
+/// What a token was exchanged for.
 #[derive(Debug)]
 pub struct Successor {
-    pub jti: Jti,
-    pub token_hash: TokenHash,
-    pub expires_at: DateTime<Utc>,
+    pub token: StoredToken,
     pub used_at: Option<DateTime<Utc>>,
 }
 
@@ -288,8 +284,9 @@ pub async fn classify_refused(
     }
     let (Some(_), Some(session_id)) = (row.exchanged_for, row.session_id) else { return Ok(TokenState::Revoked) };
     let successor = match (row.successor_jti, row.successor_hash, row.successor_expires_at) {
-        (Some(jti), Some(token_hash), Some(expires_at)) => {
-            Some(Successor { jti, token_hash, expires_at: expires_at.0, used_at: row.successor_used_at.map(|at| at.0) })
+        (Some(jti), Some(hash), Some(expires_at)) => {
+            let token = StoredToken { jti, hash, expires_at: expires_at.0 };
+            Some(Successor { token, used_at: row.successor_used_at.map(|at| at.0) })
         }
         _ => None,
     };

@@ -18,7 +18,7 @@ use crate::domain::ids::{SessionId, UserId};
 use crate::domain::password::PasswordHash;
 use crate::domain::session::EndReason;
 use crate::domain::throttle::Bucket;
-use crate::domain::tokens::{Jti, TokenHash};
+use crate::domain::tokens::{Jti, StoredToken};
 
 /// A session about to be opened, with its first refresh token, for a user whose password was just verified.
 #[derive(Debug)]
@@ -29,9 +29,7 @@ pub struct NewSession {
     /// What is to be stored in its stead.
     pub replacement: Option<PasswordHash>,
     pub client: ClientInfo,
-    pub jti: Jti,
-    pub token_hash: TokenHash,
-    pub expires_at: DateTime<Utc>,
+    pub token: StoredToken,
     /// Where the login was counted in case its password was wrong; that is taken back.
     pub counted: Vec<Bucket>,
     /// How many live sessions the user may have with this one.
@@ -46,7 +44,7 @@ pub struct NewSession {
 impl NewSession {
     /// Its key, for the case that the client is not told of it.
     pub fn opened(&self) -> OpenedSession {
-        OpenedSession { id: self.id, jti: self.jti.clone() }
+        OpenedSession { id: self.id, jti: self.token.jti.clone() }
     }
 }
 
@@ -178,9 +176,9 @@ impl BatchedCall for NewSession {
             column(&sessions, |session| session.replacement.as_ref().map(PasswordHash::as_str)) as _,
             column(&sessions, |session| session.client.user_agent.as_deref()) as _,
             &column(&sessions, |session| IpNet::from(session.client.ip)),
-            column(&sessions, |session| session.jti.as_str()) as _,
-            column(&sessions, |session| session.token_hash.as_str()) as _,
-            &column(&sessions, |session| session.expires_at.naive_utc()),
+            column(&sessions, |session| session.token.jti.as_str()) as _,
+            column(&sessions, |session| session.token.hash.as_str()) as _,
+            &column(&sessions, |session| session.token.expires_at.naive_utc()),
             &column(&sessions, |session| session.now.naive_utc()),
             &column(&counted, |(id, _)| id.0),
             &column(&counted, |(_, bucket)| bucket.key.clone()),

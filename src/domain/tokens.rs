@@ -19,7 +19,7 @@
 
 use std::{fmt, iter};
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header};
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::IgnoredAny;
@@ -77,6 +77,15 @@ impl AccessToken {
 pub struct TokenPair {
     pub access: AccessToken,
     pub refresh: RefreshToken,
+}
+
+/// A refresh token as the store knows it: enough to sign the very same token again.
+#[derive(Clone, Debug)]
+pub struct StoredToken {
+    pub jti: Jti,
+    pub hash: TokenHash,
+    /// Whole seconds, as `exp` has them.
+    pub expires_at: DateTime<Utc>,
 }
 
 /// SHA-256 of a refresh token in 64 hex digits: the only form that is stored.
@@ -247,12 +256,6 @@ impl TokenKeys {
         self.keys.published()
     }
 
-    /// When a refresh token issued at `now` expires; whole seconds, as `exp` has them.
-    pub fn refresh_expiry(&self, now: DateTime<Utc>) -> DateTime<Utc> {
-        let expiry = now + self.lifetimes.refresh;
-        DateTime::from_timestamp(expiry.timestamp(), 0).unwrap_or(expiry)
-    }
-
     pub fn sign_access(&self, subject: &str, role: &Role, session_id: SessionId, now: DateTime<Utc>) -> AccessToken {
         let exp = (now + self.lifetimes.access).timestamp();
         let payload = AccessPayload { sub: subject, role: role.as_str(), exp, r#type: ACCESS, sid: session_id.0 };
@@ -260,38 +263,32 @@ impl TokenKeys {
         AccessToken(sign(header, &payload, key))
     }
 
-    pub fn sign_refresh(
+    /// A new refresh token, in plain and as it is to be stored.
+    pub fn issue_refresh(
         &self,
         subject: &str,
-        jti: &Jti,
         session_id: SessionId,
-        expires_at: DateTime<Utc>,
-    ) -> RefreshToken {
-        self.sign_refresh_with(&self.secrets[0], subject, jti, session_id, expires_at)
+        now: DateTime<Utc>,
+    ) -> (RefreshToken, StoredToken) {
+        let (jti, expires_at) = (Jti::generate(), (now + self.lifetimes.refresh).trunc_subsecs(0));
+        let token = self.sign_refresh(&self.secrets[0], subject, session_id, &jti, expires_at);
+        let stored = StoredToken { jti, hash: token.hash(), expires_at };
+        (token, stored)
     }
 
     /// Signs a token again that was issued before: signing is deterministic, so the very same bytes come out, which
-    /// `expected` proves. It may have been signed before the secret was changed, so every key is tried.
-    pub fn resign_refresh(
-        &self,
-        subject: &str,
-        jti: &Jti,
-        session_id: SessionId,
-        expires_at: DateTime<Utc>,
-        expected: &TokenHash,
-    ) -> Option<RefreshToken> {
-        self.secrets
-            .iter()
-            .map(|key| self.sign_refresh_with(key, subject, jti, session_id, expires_at))
-            .find(|token| token.hash() == *expected)
+    /// the hash proves. It may have been signed before the secret was changed, so every key is tried.
+    pub fn resign_refresh(&self, subject: &str, session_id: SessionId, stored: &StoredToken) -> Option<RefreshToken> {
+        let sign = |key| self.sign_refresh(key, subject, session_id, &stored.jti, stored.expires_at);
+        self.secrets.iter().map(sign).find(|token| token.hash() == stored.hash)
     }
 
-    fn sign_refresh_with(
+    fn sign_refresh(
         &self,
         key: &Key,
         subject: &str,
-        jti: &Jti,
         session_id: SessionId,
+        jti: &Jti,
         expires_at: DateTime<Utc>,
     ) -> RefreshToken {
         let exp = expires_at.timestamp();

@@ -20,7 +20,7 @@ use crate::domain::client::ClientInfo;
 use crate::domain::ids::SessionId;
 use crate::domain::session::EndReason;
 use crate::domain::throttle::REFRESH_SESSION;
-use crate::domain::tokens::{Jti, RefreshClaims, TokenPair};
+use crate::domain::tokens::{RefreshClaims, TokenPair};
 use crate::error::Error;
 
 /// The longest time that an answer may be on its way. A token that comes back later than this, after the grace, was
@@ -104,17 +104,13 @@ pub async fn refresh(app: &App, token: &str, client: ClientInfo) -> Result<Token
 
 async fn rotate(app: &App, presented: RefreshClaims, client: ClientInfo, now: DateTime<Utc>) -> Result<Outcome, Error> {
     let session_id = presented.session_id.unwrap_or_else(SessionId::generate);
-    let next_jti = Jti::generate();
-    let next_expires_at = app.tokens.refresh_expiry(now);
-    let successor = app.tokens.sign_refresh(&presented.subject, &next_jti, session_id, next_expires_at);
+    let (successor, next) = app.tokens.issue_refresh(&presented.subject, session_id, now);
     let ip = client.ip;
-    let answer = app.unanswered_refreshes.expect(Exchange { presented: presented.jti.clone(), next: next_jti.clone() });
+    let answer = app.unanswered_refreshes.expect(Exchange { presented: presented.jti.clone(), next: next.jti.clone() });
     let rotation = Rotation {
         presented: presented.clone(),
         session_id,
-        next_jti,
-        next_hash: successor.hash(),
-        next_expires_at,
+        next,
         client,
         max_sessions: app.config.max_sessions_per_user,
         revocations: app.revocations.clone(),
@@ -200,16 +196,14 @@ async fn reused(
 /// successor.
 fn used_since(app: &App, presented: &RefreshClaims, used: &Used) -> Option<DateTime<Utc>> {
     let Some(successor) = &used.successor else { return used.used_at };
-    let exchange = Exchange { presented: presented.jti.clone(), next: successor.jti.clone() };
+    let exchange = Exchange { presented: presented.jti.clone(), next: successor.token.jti.clone() };
     used.used_at.filter(|_| !app.unanswered_refreshes.contains(&exchange)).or(successor.used_at)
 }
 
 /// The identical successor and a new access token, if the successor can be signed again.
 fn sign_again(app: &App, presented: &RefreshClaims, used: &Used, now: DateTime<Utc>) -> Option<TokenPair> {
     let successor = used.successor.as_ref()?;
-    let refresh = app.tokens.resign_refresh(
-        &presented.subject, &successor.jti, used.session_id, successor.expires_at, &successor.token_hash,
-    )?;
+    let refresh = app.tokens.resign_refresh(&presented.subject, used.session_id, &successor.token)?;
     let access = app.tokens.sign_access(&presented.subject, &used.role, used.session_id, now);
     Some(TokenPair { access, refresh })
 }

@@ -9,7 +9,7 @@ use crate::domain::client::ClientInfo;
 use crate::domain::ids::SessionId;
 use crate::domain::password::PasswordHash;
 use crate::domain::throttle::Bucket;
-use crate::domain::tokens::{AccessClaims, Jti, RefreshClaims, TokenError, TokenPair, Verified};
+use crate::domain::tokens::{AccessClaims, RefreshClaims, TokenError, TokenPair, Verified};
 
 pub(super) fn new_session(
     app: &App,
@@ -20,9 +20,8 @@ pub(super) fn new_session(
     counted: Vec<Bucket>,
 ) -> (NewSession, TokenPair) {
     let now = app.clock.now();
-    let (id, jti) = (SessionId::generate(), Jti::generate());
-    let expires_at = app.tokens.refresh_expiry(now);
-    let refresh = app.tokens.sign_refresh(&user.email, &jti, id, expires_at);
+    let id = SessionId::generate();
+    let (refresh, token) = app.tokens.issue_refresh(&user.email, id, now);
     let access = app.tokens.sign_access(&user.email, &user.role, id, now);
     let session = NewSession {
         id,
@@ -30,9 +29,7 @@ pub(super) fn new_session(
         verified,
         replacement,
         client: client.clone(),
-        jti,
-        token_hash: refresh.hash(),
-        expires_at,
+        token,
         counted,
         max_sessions: app.config.max_sessions_per_user,
         notice: None,

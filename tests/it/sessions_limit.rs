@@ -10,9 +10,7 @@ use auth::domain::ids::{SessionId, UserId};
 use auth::domain::mail::Locale;
 use auth::domain::password::PasswordHash;
 use auth::domain::session::EndReason;
-use auth::domain::tokens::Jti;
 use axum::http::Method;
-use chrono::TimeDelta;
 use serde_json::json;
 use sqlx::{PgConnection, PgPool};
 
@@ -128,7 +126,7 @@ async fn new_session(app: &TestApp, email: &str) -> NewSession {
         .fetch_one(&app.db)
         .await
         .unwrap();
-    let (session, jti, expires_at) = (SessionId::generate(), Jti::generate(), app.clock.now() + TimeDelta::days(30));
+    let session = SessionId::generate();
     NewSession {
         revocations: app.app.revocations.clone(),
         id: session,
@@ -136,9 +134,7 @@ async fn new_session(app: &TestApp, email: &str) -> NewSession {
         verified: PasswordHash::from_stored(hash),
         replacement: None,
         client: ClientInfo::new(None, [127, 0, 0, 1].into(), Locale::En),
-        token_hash: app.app.tokens.sign_refresh(email, &jti, session, expires_at).hash(),
-        jti,
-        expires_at,
+        token: app.app.tokens.issue_refresh(email, session, app.clock.now()).1,
         counted: Vec::new(),
         max_sessions: 3,
         notice: None,
