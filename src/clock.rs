@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Instant;
 
-use chrono::{DateTime, DurationRound, TimeDelta, Utc};
+use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 
 /// Tells the time: the system's at the start and what has passed since then, moved by an offset. Steps of the system's clock
 /// do not matter: a token that was used before one would look as if it had been used long ago, and end its session.
@@ -24,8 +24,7 @@ impl Clock {
     /// Now, to the microsecond, which is what PostgreSQL stores.
     pub fn now(&self) -> DateTime<Utc> {
         let offset = TimeDelta::microseconds(self.offset_micros.load(Ordering::Relaxed));
-        let now = self.started_at + self.started.elapsed() + offset;
-        now.duration_trunc(TimeDelta::microseconds(1)).unwrap_or(now)
+        (self.started_at + self.started.elapsed() + offset).trunc_subsecs(6)
     }
 
     /// Moves this clock and all its clones.
