@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::PgPool;
 
-use super::audit::{Actor, audit_by};
+use super::audit::{Actor, audit};
 use super::mail;
 use crate::app::App;
 use crate::db;
@@ -33,6 +33,6 @@ pub async fn send_reset(
 ) -> Result<(), Error> {
     let mail = NewMail::new(Template::ResetPassword, locale, Recipient::User(user.id), now);
     db::mail_outbox::insert(db, &mail, &[]).await?;
-    audit_by(actor, "password_forgot", "accepted", Some(user.id), None);
+    audit(actor, "password_forgot", "accepted", Some(user.id), None);
     Ok(())
 }

@@ -45,7 +45,7 @@ async fn try_login(app: &App, email: &Email, password: &Password, client: &Clien
         if app.config.mail.login_requires_verified_email && !email_verified {
             // The password was right, which counts as little as where it opens a session.
             db::throttle::take_back(&app.db, &verified.counted).await?;
-            audit("login", "unverified", Some(user.id), None, client.ip);
+            audit(client, "login", "unverified", Some(user.id), None);
             return Err(Error::EmailNotVerified);
         }
         let (session, tokens) = new_session(app, &user, client, password_hash, verified.replacement, verified.counted);
@@ -59,7 +59,7 @@ async fn try_login(app: &App, email: &Email, password: &Password, client: &Clien
             answer.answered();
         }
         if opened? {
-            audit("login", "success", Some(user.id), Some(id), client.ip);
+            audit(client, "login", "success", Some(user.id), Some(id));
             return Ok(tokens);
         }
     }
@@ -91,7 +91,7 @@ pub(super) async fn verify_password(
     let counted = match found.counted {
         Counted::In(buckets) => buckets,
         Counted::Refused(wait) => {
-            audit(event, "throttled", user_id, None, client.ip);
+            audit(client, event, "throttled", user_id, None);
             return Err(Error::Throttled(wait));
         }
     };
@@ -106,6 +106,6 @@ pub(super) async fn verify_password(
             "the stored password hash is unusable; the user cannot sign in"
         );
     }
-    audit(event, "invalid", user_id, None, client.ip);
+    audit(client, event, "invalid", user_id, None);
     Err(Error::InvalidCredentials)
 }

@@ -31,7 +31,7 @@ pub async fn logout(app: &App, token: &str, scope: Scope, client: &ClientInfo) -
         });
         let user = user.await?;
         ending.committed();
-        audit("logout", "success", user, presented.session_id, client.ip);
+        audit(client, "logout", "success", user, presented.session_id);
         return Ok(());
     }
     let owner = db::refresh_tokens::owner(&app.db, presented, now).await?;
@@ -50,6 +50,6 @@ pub async fn logout(app: &App, token: &str, scope: Scope, client: &ClientInfo) -
     ended.await?;
     ending.committed();
     let event = if scope == Scope::All { "logout_all" } else { "logout_others" };
-    audit(event, "success", Some(owner.user_id), owner.session_id, client.ip);
+    audit(client, event, "success", Some(owner.user_id), owner.session_id);
     Ok(())
 }

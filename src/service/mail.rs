@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use uuid::Uuid;
 
-use super::audit::{Actor, audit, audit_by};
+use super::audit::{Actor, audit};
 use super::cleanup::jittered;
 use crate::app::App;
 use crate::config::MailSettings;
@@ -73,7 +73,7 @@ pub(super) async fn request(
         db::mail_outbox::insert(&mut *connection, mail, buckets).await
     });
     let wait = wait.await?;
-    audit(event, if wait.is_some() { "throttled" } else { "accepted" }, user_id, None, client.ip);
+    audit(client, event, if wait.is_some() { "throttled" } else { "accepted" }, user_id, None);
     app.mail_inserted.notify_one();
     wait.map_or(Ok(()), |wait| Err(Error::Throttled(wait)))
 }
@@ -275,6 +275,6 @@ fn found(only: Option<Uuid>, count: u64, actor: Actor, event: &'static str) -> R
     if only.is_some() && count == 0 {
         return Err(Error::NotFound);
     }
-    audit_by(actor, event, "success", None, None);
+    audit(actor, event, "success", None, None);
     Ok(count)
 }

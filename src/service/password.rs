@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::{Connection as _, PgPool};
 
-use super::audit::{Actor, audit, audit_by};
+use super::audit::{Actor, audit};
 use super::bearer::Bearer;
 use super::login::verify_password;
 use super::mail;
@@ -72,7 +72,7 @@ pub async fn change_password(
     }
     app.mail_inserted.notify_one();
     ending.committed();
-    audit("password_change", "success", Some(user.id), Some(session.id), client.ip);
+    audit(client, "password_change", "success", Some(user.id), Some(session.id));
     Ok(tokens)
 }
 
@@ -97,6 +97,6 @@ pub async fn set_password(
         db::mail_outbox::insert(&mut *transaction, notice, &[]).await?;
     }
     transaction.commit().await?;
-    audit_by(actor, "password_change", "success", Some(user_id), None);
+    audit(actor, "password_change", "success", Some(user_id), None);
     Ok(ended)
 }

@@ -4,12 +4,11 @@
 //! why one was not: [`Outcome`] has the cases, and ARCHITECTURE.md goes through them. A token that comes back late is known
 //! to two parties, and it cannot be told which of them is the thief: the session ends.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::audit::{audit, audit_with_reason};
+use super::audit::{Actor, audit, audit_with_reason};
 use super::tokens::verify_refresh;
 use crate::app::App;
 use crate::db;
@@ -105,7 +104,7 @@ pub async fn refresh(app: &App, token: &str, client: ClientInfo) -> Result<Token
 async fn rotate(app: &App, presented: RefreshClaims, client: ClientInfo, now: DateTime<Utc>) -> Result<Outcome, Error> {
     let session_id = presented.session_id.unwrap_or_else(SessionId::generate);
     let (successor, next) = app.tokens.issue_refresh(&presented.subject, session_id, now);
-    let ip = client.ip;
+    let actor = Actor::from(&client);
     let answer = app.unanswered_refreshes.expect(Exchange { presented: presented.jti.clone(), next: next.jti.clone() });
     let rotation = Rotation {
         presented: presented.clone(),
@@ -134,7 +133,7 @@ async fn rotate(app: &App, presented: RefreshClaims, client: ClientInfo, now: Da
         }
     };
     // Seldom needed, and large.
-    let outcome = Box::pin(refused(app, &presented, overlapped, ip, now)).await?;
+    let outcome = Box::pin(refused(app, &presented, overlapped, actor, now)).await?;
     answer.answered();
     Ok(outcome)
 }
@@ -144,7 +143,7 @@ async fn refused(
     app: &App,
     presented: &RefreshClaims,
     overlapped: bool,
-    ip: IpAddr,
+    actor: Actor,
     now: DateTime<Utc>,
 ) -> Result<Outcome, Error> {
     let limit = app.config.throttle.then_some(REFRESH_SESSION);
@@ -154,13 +153,13 @@ async fn refused(
     let state = state.await?;
     let reason = state.label();
     let outcome = match state {
-        TokenState::Used(used) => reused(app, presented, &used, overlapped, ip, now).await?,
+        TokenState::Used(used) => reused(app, presented, &used, overlapped, actor, now).await?,
         TokenState::Throttled(wait) => Outcome::Throttled(wait.to_std().unwrap_or_default()),
         TokenState::SessionEnded(reason) => Outcome::Refused(Some(reason)),
         TokenState::Unknown | TokenState::Expired | TokenState::Revoked => Outcome::Refused(None),
     };
     if matches!(outcome, Outcome::GraceRefused | Outcome::Throttled(_) | Outcome::Refused(_)) {
-        audit_with_reason("refresh", outcome.label(), Some(reason), None, presented.session_id, ip);
+        audit_with_reason(actor, "refresh", outcome.label(), Some(reason), None, presented.session_id);
     }
     Ok(outcome)
 }
@@ -171,7 +170,7 @@ async fn reused(
     presented: &RefreshClaims,
     used: &Used,
     overlapped: bool,
-    ip: IpAddr,
+    actor: Actor,
     now: DateTime<Utc>,
 ) -> Result<Outcome, Error> {
     let pair = sign_again(app, presented, used, now);
@@ -183,7 +182,7 @@ async fn reused(
         return Ok(pair.map_or(Outcome::GraceRefused, Outcome::Recovered));
     };
     if age >= app.config.refresh_grace + ANSWER_TIME {
-        end_stolen_session(app, used, ip).await?;
+        end_stolen_session(app, used, actor).await?;
         return Ok(Outcome::ReplayDetected);
     }
     Ok(match pair {
@@ -209,7 +208,7 @@ fn sign_again(app: &App, presented: &RefreshClaims, used: &Used, now: DateTime<U
 }
 
 /// Committed before the refusal is sent, so that the session has ended when a client learns of it.
-async fn end_stolen_session(app: &App, used: &Used, client: IpAddr) -> sqlx::Result<()> {
+async fn end_stolen_session(app: &App, used: &Used, actor: Actor) -> sqlx::Result<()> {
     let now = app.clock.now();
     let (user_id, id, reason) = (used.user_id, used.session_id, EndReason::ReplayDetected);
     let ending = &Ending::new(&app.revocations);
@@ -226,7 +225,7 @@ async fn end_stolen_session(app: &App, used: &Used, client: IpAddr) -> sqlx::Res
             session.id = %used.session_id,
             "a used refresh token came back: session ended"
         );
-        audit("refresh", "replay_detected", Some(used.user_id), Some(used.session_id), client);
+        audit(actor, "refresh", "replay_detected", Some(used.user_id), Some(used.session_id));
     }
     Ok(())
 }

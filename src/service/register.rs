@@ -35,11 +35,11 @@ pub async fn register(
     let lookup = Lookup { email: email.clone(), client: client.ip, buckets, now: app.clock.now() };
     let found = app.account_lookups.submit(lookup).await?;
     if let Counted::Refused(wait) = found.counted {
-        audit("register", "throttled", None, None, client.ip);
+        audit(client, "register", "throttled", None, None);
         return Err(Error::Throttled(wait));
     }
     if let Some(account) = found.account {
-        audit("register", "email_taken", Some(account.user.id), None, client.ip);
+        audit(client, "register", "email_taken", Some(account.user.id), None);
         return Err(Error::EmailTaken);
     }
     let hash = slot.hash(password).await?;
@@ -57,6 +57,6 @@ pub async fn register(
     if created.is_some() {
         app.mail_inserted.notify_one();
     }
-    audit("register", if created.is_some() { "success" } else { "email_taken" }, created, None, client.ip);
+    audit(client, "register", if created.is_some() { "success" } else { "email_taken" }, created, None);
     created.map(|_| ()).ok_or(Error::EmailTaken)
 }

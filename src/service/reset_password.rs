@@ -57,11 +57,11 @@ pub async fn reset_password(app: &App, token: &MailToken, new: Password, client:
     }
     ending.committed();
     app.mail_inserted.notify_one();
-    audit(EVENT, "success", Some(user_id), None, client.ip);
+    audit(client, EVENT, "success", Some(user_id), None);
     Ok(())
 }
 
 fn refused(user_id: Option<UserId>, client: &ClientInfo) -> Result<(), Error> {
-    audit(EVENT, "invalid", user_id, None, client.ip);
+    audit(client, EVENT, "invalid", user_id, None);
     Err(Error::InvalidMailToken)
 }

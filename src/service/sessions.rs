@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::{Connection as _, PgPool};
 
-use super::audit::{Actor, audit, audit_by};
+use super::audit::{Actor, audit};
 use super::bearer::Bearer;
 use crate::app::App;
 use crate::db;
@@ -31,7 +31,7 @@ pub async fn end(app: &App, bearer: &Bearer, id: SessionId, client: &ClientInfo)
         return Err(Error::NotFound);
     }
     ending.committed();
-    audit("session_end", reason.as_str(), Some(user_id), Some(id), client.ip);
+    audit(client, "session_end", reason.as_str(), Some(user_id), Some(id));
     Ok(())
 }
 
@@ -85,6 +85,6 @@ pub async fn end_of(
     });
     let ended = ended.await?.ok_or(Error::NotFound)?;
     ending.committed();
-    audit_by(actor, "session_end", EndReason::ByAdmin.as_str(), Some(user_id), only);
+    audit(actor, "session_end", EndReason::ByAdmin.as_str(), Some(user_id), only);
     Ok(ended)
 }

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::{Connection as _, PgPool};
 
-use super::audit::{Actor, audit_by};
+use super::audit::{Actor, audit};
 use crate::db;
 use crate::db::revocations::{Ending, Revocations};
 use crate::db::sign_out::Except;
@@ -44,7 +44,7 @@ pub async fn create(
     now: DateTime<Utc>,
 ) -> Result<UserId, Error> {
     let created = db::users::insert(db, email, hash, role, Verification::Done, now).await?;
-    audit_by(actor, "register", if created.is_some() { "success" } else { "email_taken" }, created, None);
+    audit(actor, "register", if created.is_some() { "success" } else { "email_taken" }, created, None);
     created.ok_or(Error::EmailTaken)
 }
 
@@ -86,11 +86,11 @@ pub async fn delete(
 fn finish<T>(actor: Actor, event: &'static str, id: UserId, change: Change<T>) -> Result<T, Error> {
     match change {
         Change::Done(value) => {
-            audit_by(actor, event, "success", Some(id), None);
+            audit(actor, event, "success", Some(id), None);
             Ok(value)
         }
         Change::LastAdmin => {
-            audit_by(actor, event, "last_admin", Some(id), None);
+            audit(actor, event, "last_admin", Some(id), None);
             Err(Error::LastAdmin)
         }
         Change::NoSuchUser => Err(Error::NotFound),

@@ -19,7 +19,7 @@ pub async fn verify_email(app: &App, token: &MailToken, client: &ClientInfo) -> 
         db::mail_tokens::verify_email(&mut *connection, token, now).await
     });
     let user_id = verified.await?;
-    audit("email_verify", if user_id.is_some() { "success" } else { "invalid" }, user_id, None, client.ip);
+    audit(client, "email_verify", if user_id.is_some() { "success" } else { "invalid" }, user_id, None);
     user_id.map(|_| ()).ok_or(Error::InvalidMailToken)
 }
 
