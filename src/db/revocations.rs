@@ -21,6 +21,7 @@ use parking_lot::{Mutex, RwLock};
 use sqlx::PgConnection;
 
 use crate::domain::ids::SessionId;
+use crate::domain::session::EndReason;
 
 /// How many sessions are added under one lock, so that no request waits for a long list.
 const CHUNK: usize = 1024;
@@ -109,18 +110,20 @@ impl Revocations {
     }
 }
 
-/// The sessions that a write ends. Whatever ends sessions (`db::sign_out`) asks for one, so that this replica refuses them
-/// before it answers, and does not wait for the next reading.
+/// A write that ends sessions: why, when, and which. Whatever ends sessions (`db::sign_out`) asks for one, so that this
+/// replica refuses them before it answers, and does not wait for the next reading.
 #[derive(Debug)]
 pub struct Ending {
     revocations: Revocations,
+    pub reason: EndReason,
+    pub now: DateTime<Utc>,
     /// Of all attempts at the write: where one was committed unnoticed, the next one finds nothing to end.
     ended: Mutex<Vec<SessionId>>,
 }
 
 impl Ending {
-    pub fn new(revocations: &Revocations) -> Self {
-        Self { revocations: revocations.clone(), ended: Mutex::default() }
+    pub fn new(revocations: &Revocations, reason: EndReason, now: DateTime<Utc>) -> Self {
+        Self { revocations: revocations.clone(), reason, now, ended: Mutex::default() }
     }
 
     pub fn add(&self, ended: &[SessionId]) {

@@ -7,6 +7,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgExecutor};
 
+use super::database_message;
 use super::revocations::{Ending, Revocations};
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::session::EndReason;
@@ -39,10 +40,8 @@ pub async fn end_one(
     ending: &Ending,
     user_id: UserId,
     id: SessionId,
-    reason: EndReason,
-    now: DateTime<Utc>,
 ) -> sqlx::Result<bool> {
-    Ok(end(connection, ending, user_id, Which::One(id), reason, now).await? > 0)
+    Ok(end(connection, ending, user_id, Which::One(id)).await? > 0)
 }
 
 /// Ends everything of a user but `except`, and returns how many sessions that were. Whatever ends "all" goes through
@@ -55,8 +54,6 @@ pub async fn end_all(
     ending: &Ending,
     user_id: UserId,
     except: Except<'_>,
-    reason: EndReason,
-    now: DateTime<Utc>,
 ) -> sqlx::Result<u64> {
     let (session, token) = match except {
         Except::Nothing => (None, None),
@@ -64,17 +61,16 @@ pub async fn end_all(
         Except::Token(jti) => (None, Some(jti)),
     };
     revoke_sessionless(&mut *connection, user_id, token).await?;
-    end(connection, ending, user_id, Which::AllBut(session), reason, now).await
+    end(connection, ending, user_id, Which::AllBut(session)).await
 }
 
-/// How many sessions of a user ended at exactly this time for this reason: those that an earlier attempt with the same time ended.
+/// How many sessions of a user, or of this one, an earlier attempt at the same write has ended: at exactly its time, for
+/// its reason.
 pub async fn count_ended(
     connection: &mut PgConnection,
     ending: &Ending,
     user_id: UserId,
     only: Option<SessionId>,
-    reason: EndReason,
-    now: DateTime<Utc>,
 ) -> sqlx::Result<u64> {
     let ended = sqlx::query_scalar!(
         r#"
@@ -83,8 +79,8 @@ pub async fn count_ended(
         "#,
         user_id as _,
         only as _,
-        now.naive_utc(),
-        reason.as_str(),
+        ending.now.naive_utc(),
+        ending.reason.as_str(),
     );
     let ended = ended.fetch_all(connection).await?;
     ending.add(&ended);
@@ -100,17 +96,18 @@ pub(super) async fn end_surplus(
     max: i64,
     now: DateTime<Utc>,
 ) {
-    let ending = Ending::new(revocations);
-    match end(connection, &ending, user_id, Which::Surplus(max), EndReason::SessionLimit, now).await {
+    let ending = Ending::new(revocations, EndReason::SessionLimit, now);
+    match end(connection, &ending, user_id, Which::Surplus(max)).await {
         Ok(_) => ending.committed(),
         Err(error) => {
-            tracing::warn!(error = %super::database_message(&error), user.id = user_id.0, "could not end the oldest sessions of a user");
+            let error = database_message(&error);
+            tracing::warn!(%error, user.id = user_id.0, "could not end the oldest sessions of a user");
         }
     }
 }
 
-/// Logs a token out: its session ends, if it has one, and the valid token of it is revoked. Says whose it was, if the
-/// token is known.
+/// Logs a token out: its session ends, if it has one, with that for its reason, and the valid token of it is revoked. Says
+/// whose it was, if the token is known.
 ///
 /// One statement, unless a refresh overtakes it: that has inserted a successor (and, for a token of the Python service,
 /// opened a session) which the statement cannot see. Then it is done once more.
@@ -118,7 +115,6 @@ pub async fn log_out(
     connection: &mut PgConnection,
     ending: &Ending,
     presented: &RefreshClaims,
-    now: DateTime<Utc>,
 ) -> sqlx::Result<Option<UserId>> {
     loop {
         let row = sqlx::query!(
@@ -157,7 +153,7 @@ pub async fn log_out(
             "#,
             presented.jti.as_str(),
             presented.hash.as_str(),
-            now.naive_utc(),
+            ending.now.naive_utc(),
         )
         .fetch_optional(&mut *connection)
         .await?;
@@ -195,14 +191,7 @@ async fn revoke_sessionless(executor: impl PgExecutor<'_>, user_id: UserId, exce
 /// The first statement is the end. A refresh that is in flight at that moment may still insert a successor the
 /// statement cannot see; the session being over, it is worth nothing here, and the second statement, which sees it,
 /// marks it for the Python service. Rows are picked by arrays, so that no estimate can lead to a scan of a table.
-async fn end(
-    connection: &mut PgConnection,
-    ending: &Ending,
-    user_id: UserId,
-    which: Which,
-    reason: EndReason,
-    now: DateTime<Utc>,
-) -> sqlx::Result<u64> {
+async fn end(connection: &mut PgConnection, ending: &Ending, user_id: UserId, which: Which) -> sqlx::Result<u64> {
     let (only, except, keep, at_once) = match which {
         Which::One(id) => (Some(id), None, 0, None),
         Which::AllBut(id) => (None, id, 0, None),
@@ -251,8 +240,8 @@ async fn end(
         user_id as _,
         only as _,
         except as _,
-        now.naive_utc(),
-        reason.as_str(),
+        ending.now.naive_utc(),
+        ending.reason.as_str(),
         keep,
         at_once,
     )

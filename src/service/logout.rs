@@ -24,10 +24,11 @@ pub enum Scope {
 pub async fn logout(app: &App, token: &str, scope: Scope, client: &ClientInfo) -> Result<(), Error> {
     let now = app.clock.now();
     let presented = &verify_refresh(app, token, now).map_err(Error::RefreshToken)?;
-    let ending = &Ending::new(&app.revocations);
+    // Of the others; the token's own has logged out.
+    let ending = &Ending::new(&app.revocations, EndReason::LoggedOutElsewhere, now);
     if scope == Scope::This {
         let user = db::certain::execute(&app.db, |mut connection, _| async move {
-            db::sign_out::log_out(&mut connection, ending, presented, now).await
+            db::sign_out::log_out(&mut connection, ending, presented).await
         });
         let user = user.await?;
         ending.committed();
@@ -40,10 +41,9 @@ pub async fn logout(app: &App, token: &str, scope: Scope, client: &ClientInfo) -
     // Once more, it finds nothing left to end.
     let ended = db::certain::execute(&app.db, |mut connection, _| async move {
         let mut transaction = connection.begin().await?;
-        db::sign_out::end_all(&mut transaction, ending, owner.user_id, others, EndReason::LoggedOutElsewhere, now)
-            .await?;
+        db::sign_out::end_all(&mut transaction, ending, owner.user_id, others).await?;
         if scope == Scope::All {
-            db::sign_out::log_out(&mut transaction, ending, presented, now).await?;
+            db::sign_out::log_out(&mut transaction, ending, presented).await?;
         }
         transaction.commit().await
     });

@@ -45,7 +45,7 @@ pub async fn change_password(
     let session = NewSession { max_sessions: i64::MAX, ..session };
     let (user_id, others, session) = (user.id, Except::Session(session.id), &session);
     let notice = &mail::notice(&app.config.mail, Template::PasswordChanged, user_id, client.locale, session.now);
-    let ending = &Ending::new(&app.revocations);
+    let ending = &Ending::new(&app.revocations, EndReason::PasswordChanged, session.now);
     let answer = app.unanswered_logins.expect(session.opened());
     let changed = db::certain::execute(&app.db, |mut connection, again| async move {
         let mut transaction = connection.begin().await?;
@@ -55,8 +55,7 @@ pub async fn change_password(
             opened = NewSession::execute(&mut transaction, &[session]).await?;
         }
         if opened == [true] {
-            db::sign_out::end_all(&mut transaction, ending, user_id, others, EndReason::PasswordChanged, session.now)
-                .await?;
+            db::sign_out::end_all(&mut transaction, ending, user_id, others).await?;
             db::mail_tokens::void(&mut *transaction, user_id).await?;
             if let Some(notice) = notice {
                 db::mail_outbox::insert(&mut *transaction, notice, &[]).await?;
@@ -91,8 +90,8 @@ pub async fn set_password(
     let mut transaction = db.begin().await?;
     db::users::set_password_hash(&mut *transaction, user_id, hash, now).await?;
     db::mail_tokens::void(&mut *transaction, user_id).await?;
-    let (reason, ending) = (EndReason::PasswordChanged, Ending::new(&Revocations::default()));
-    let ended = db::sign_out::end_all(&mut transaction, &ending, user_id, Except::Nothing, reason, now).await?;
+    let ending = Ending::new(&Revocations::default(), EndReason::PasswordChanged, now);
+    let ended = db::sign_out::end_all(&mut transaction, &ending, user_id, Except::Nothing).await?;
     if let Some(notice) = &notice {
         db::mail_outbox::insert(&mut *transaction, notice, &[]).await?;
     }

@@ -209,11 +209,10 @@ fn sign_again(app: &App, presented: &RefreshClaims, used: &Used, now: DateTime<U
 
 /// Committed before the refusal is sent, so that the session has ended when a client learns of it.
 async fn end_stolen_session(app: &App, used: &Used, actor: Actor) -> sqlx::Result<()> {
-    let now = app.clock.now();
-    let (user_id, id, reason) = (used.user_id, used.session_id, EndReason::ReplayDetected);
-    let ending = &Ending::new(&app.revocations);
+    let (user_id, id) = (used.user_id, used.session_id);
+    let ending = &Ending::new(&app.revocations, EndReason::ReplayDetected, app.clock.now());
     let ended = db::certain::execute(&app.db, |mut connection, _| async move {
-        db::sign_out::end_one(&mut connection, ending, user_id, id, reason, now).await
+        db::sign_out::end_one(&mut connection, ending, user_id, id).await
     });
     let ended = ended.await?;
     // It has, in whichever attempt.
@@ -221,11 +220,11 @@ async fn end_stolen_session(app: &App, used: &Used, actor: Actor) -> sqlx::Resul
     if ended {
         app.metrics.replays_detected.inc();
         tracing::warn!(
-            user.id = used.user_id.0,
-            session.id = %used.session_id,
+            user.id = user_id.0,
+            session.id = %id,
             "a used refresh token came back: session ended"
         );
-        audit(actor, "refresh", "replay_detected", Some(used.user_id), Some(used.session_id));
+        audit(actor, "refresh", "replay_detected", Some(user_id), Some(id));
     }
     Ok(())
 }

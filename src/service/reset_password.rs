@@ -33,7 +33,7 @@ pub async fn reset_password(app: &App, token: &MailToken, new: Password, client:
     let now = app.clock.now();
     let notice = &mail::notice(&app.config.mail, Template::PasswordReset, user_id, client.locale, now);
     let failed_logins = &app.config.throttle.then(|| throttle::login_of_account(email, client.ip));
-    let ending = &Ending::new(&app.revocations);
+    let ending = &Ending::new(&app.revocations, EndReason::PasswordReset, now);
     let reset = db::certain::execute(&app.db, |mut connection, again| async move {
         let mut transaction = connection.begin().await?;
         if !db::mail_tokens::spend_reset(&mut *transaction, user_id, token, hash, now).await? {
@@ -41,8 +41,7 @@ pub async fn reset_password(app: &App, token: &MailToken, new: Password, client:
             return Ok(again && db::users::has_password_hash(&mut *transaction, user_id, hash).await?);
         }
         db::mail_tokens::void(&mut *transaction, user_id).await?;
-        db::sign_out::end_all(&mut transaction, ending, user_id, Except::Nothing, EndReason::PasswordReset, now)
-            .await?;
+        db::sign_out::end_all(&mut transaction, ending, user_id, Except::Nothing).await?;
         if let Some(buckets) = failed_logins {
             db::throttle::empty(&mut *transaction, buckets).await?;
         }

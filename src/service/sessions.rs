@@ -21,11 +21,10 @@ pub async fn end(app: &App, bearer: &Bearer, id: SessionId, client: &ClientInfo)
     let user_id = bearer.user.id;
     let own = bearer.session_id == id;
     let reason = if own { EndReason::Logout } else { EndReason::LoggedOutElsewhere };
-    let (now, ending) = (app.clock.now(), &Ending::new(&app.revocations));
+    let ending = &Ending::new(&app.revocations, reason, app.clock.now());
     let ended = db::certain::execute(&app.db, |mut connection, again| async move {
-        let ended = db::sign_out::end_one(&mut connection, ending, user_id, id, reason, now).await?;
-        Ok(ended
-            || again && db::sign_out::count_ended(&mut connection, ending, user_id, Some(id), reason, now).await? > 0)
+        let ended = db::sign_out::end_one(&mut connection, ending, user_id, id).await?;
+        Ok(ended || again && db::sign_out::count_ended(&mut connection, ending, user_id, Some(id)).await? > 0)
     });
     if !ended.await? {
         return Err(Error::NotFound);
@@ -69,15 +68,15 @@ pub async fn end_of(
     only: Option<SessionId>,
     now: DateTime<Utc>,
 ) -> Result<u64, Error> {
-    let (reason, ending) = (EndReason::ByAdmin, &Ending::new(revocations));
+    let ending = &Ending::new(revocations, EndReason::ByAdmin, now);
     let ended = db::certain::execute(pool, |mut connection, again| async move {
         let mut transaction = connection.begin().await?;
         let mut ended = match only {
-            Some(id) => db::sign_out::end_one(&mut transaction, ending, user_id, id, reason, now).await?.into(),
-            None => db::sign_out::end_all(&mut transaction, ending, user_id, Except::Nothing, reason, now).await?,
+            Some(id) => db::sign_out::end_one(&mut transaction, ending, user_id, id).await?.into(),
+            None => db::sign_out::end_all(&mut transaction, ending, user_id, Except::Nothing).await?,
         };
         if again {
-            ended = db::sign_out::count_ended(&mut transaction, ending, user_id, only, reason, now).await?;
+            ended = db::sign_out::count_ended(&mut transaction, ending, user_id, only).await?;
         }
         let found = ended > 0 || db::users::exists(&mut *transaction, user_id).await?;
         transaction.commit().await?;
@@ -85,6 +84,6 @@ pub async fn end_of(
     });
     let ended = ended.await?.ok_or(Error::NotFound)?;
     ending.committed();
-    audit(actor, "session_end", EndReason::ByAdmin.as_str(), Some(user_id), only);
+    audit(actor, "session_end", ending.reason.as_str(), Some(user_id), only);
     Ok(ended)
 }

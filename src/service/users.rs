@@ -64,10 +64,10 @@ pub async fn delete(
     id: UserId,
     now: DateTime<Utc>,
 ) -> Result<(), Error> {
-    let ending = &Ending::new(revocations);
+    let ending = &Ending::new(revocations, EndReason::UserDeleted, now);
     let deleted = db::certain::execute(pool, |mut connection, again| async move {
         let mut transaction = connection.begin().await?;
-        db::sign_out::end_all(&mut transaction, ending, id, Except::Nothing, EndReason::UserDeleted, now).await?;
+        db::sign_out::end_all(&mut transaction, ending, id, Except::Nothing).await?;
         match db::users::delete(&mut transaction, id).await? {
             Change::Done(()) => transaction.commit().await.map(Change::Done),
             // An earlier attempt deleted the user.

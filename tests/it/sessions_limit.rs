@@ -223,8 +223,8 @@ async fn what_was_used_or_has_ended_costs_nothing(pool: PgPool) {
     let tokens = long_history(&app).await;
     let claims = app.app.tokens.verify_refresh(&tokens.refresh, app.clock.now()).claims.unwrap();
     let login = new_session(&app, "cust@example.com").await;
-    let ending = Ending::new(&app.app.revocations);
     let (user, session, now) = (UserId(1), SessionId(tokens.session()), app.clock.now());
+    let ending = Ending::new(&app.app.revocations, EndReason::ByAdmin, now);
     assert_cheap(&app, async |connection| {
         assert_eq!(db::sessions::list_live(connection, user, None, 101, now).await.unwrap().len(), 1);
     })
@@ -234,16 +234,15 @@ async fn what_was_used_or_has_ended_costs_nothing(pool: PgPool) {
     })
     .await;
     assert_cheap(&app, async |connection| {
-        let reason = EndReason::ByAdmin;
-        assert_eq!(db::sign_out::end_all(connection, &ending, user, Except::Nothing, reason, now).await.unwrap(), 1);
+        assert_eq!(db::sign_out::end_all(connection, &ending, user, Except::Nothing).await.unwrap(), 1);
     })
     .await;
     assert_cheap(&app, async |connection| {
-        assert!(db::sign_out::end_one(connection, &ending, user, session, EndReason::Logout, now).await.unwrap());
+        assert!(db::sign_out::end_one(connection, &ending, user, session).await.unwrap());
     })
     .await;
     assert_cheap(&app, async |connection| {
-        assert_eq!(db::sign_out::log_out(connection, &ending, &claims, now).await.unwrap(), Some(user));
+        assert_eq!(db::sign_out::log_out(connection, &ending, &claims).await.unwrap(), Some(user));
     })
     .await;
     assert_cheap(&app, async |connection| {
