@@ -93,7 +93,7 @@ pub(super) fn notice(
 #[derive(Debug)]
 pub struct Outgoing {
     pub message: Message,
-    claimed: Claimed,
+    pub claimed: Claimed,
 }
 
 /// The next mail that is due, with its token, whose hash has been stored.
@@ -103,7 +103,7 @@ pub async fn next(app: &App) -> Result<Option<Outgoing>, Error> {
         let Some(claimed) = db::mail_outbox::claim(&app.db, now, now + LEASE).await? else { return Ok(None) };
         if claimed.give_up_at <= now {
             let reason = claimed.last_error.clone().unwrap_or_else(|| "it waited for too long".to_owned());
-            finish_claimed(app, &claimed, &Err(SendError::Rejected(reason))).await?;
+            finish(app, &claimed, &Err(SendError::Rejected(reason))).await?;
             continue;
         }
         if let Some(message) = write(app, &claimed, now).await? {
@@ -152,11 +152,7 @@ async fn draw(app: &App, claimed: &Claimed, user: &User, now: DateTime<Utc>) -> 
 }
 
 /// Notes what became of a mail.
-pub async fn finish(app: &App, outgoing: &Outgoing, outcome: &Result<(), SendError>) -> Result<(), Error> {
-    finish_claimed(app, &outgoing.claimed, outcome).await
-}
-
-async fn finish_claimed(app: &App, mail: &Claimed, outcome: &Result<(), SendError>) -> Result<(), Error> {
+pub async fn finish(app: &App, mail: &Claimed, outcome: &Result<(), SendError>) -> Result<(), Error> {
     let now = app.clock.now();
     let due_at = now + TimeDelta::from_std(pause_after(mail.attempts)).unwrap_or_default();
     let (label, due_at, reason) = match outcome {
@@ -233,7 +229,7 @@ async fn send(app: App, mailer: Arc<Mailer>, outgoing: Outgoing) {
     let outcome = mailer.send(&outgoing.message).await;
     let started = Instant::now();
     // While the database is away. When the lease is over, the mail is another replica's.
-    while let Err(error) = finish(&app, &outgoing, &outcome).await {
+    while let Err(error) = finish(&app, &outgoing.claimed, &outcome).await {
         if started.elapsed() > LEASE {
             tracing::warn!(error = &error as &dyn std::error::Error, "could not note what became of a mail");
             return;

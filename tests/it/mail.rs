@@ -240,7 +240,7 @@ async fn the_mails_of_a_user_go_with_the_user(pool: PgPool) {
     let app = TestApp::new(pool);
     app.register(CUST, "customer").await;
     app.register("two@example.com", "customer").await;
-    let claimed = mail::next(&app.app).await.unwrap().unwrap();
+    let claimed = mail::next(&app.app).await.unwrap().unwrap().claimed;
     app.execute("DELETE FROM users WHERE email = 'cust@example.com'").await;
     mail::finish(&app.app, &claimed, &failed()).await.unwrap();
     assert_eq!(app.outbox().await.len(), 1);

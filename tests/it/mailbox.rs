@@ -18,7 +18,7 @@ impl TestApp {
     pub(crate) async fn try_to_deliver(&self, outcome: &Result<(), SendError>) -> Vec<Message> {
         let mut messages = Vec::new();
         while let Some(outgoing) = mail::next(&self.app).await.unwrap() {
-            mail::finish(&self.app, &outgoing, outcome).await.unwrap();
+            mail::finish(&self.app, &outgoing.claimed, outcome).await.unwrap();
             messages.push(outgoing.message);
         }
         messages
