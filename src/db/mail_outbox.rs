@@ -174,7 +174,7 @@ pub async fn claim(
     Ok(Some(Claimed {
         id: row.id,
         template,
-        locale: Locale::from_label(&row.locale).unwrap_or_default(),
+        locale: Locale::from_tag(&row.locale).unwrap_or_default(),
         recipient,
         session_id: row.session_id,
         attempts: row.attempts,

@@ -66,10 +66,6 @@ impl Locale {
         Self::ALL.into_iter().find(|locale| locale.label().eq_ignore_ascii_case(language))
     }
 
-    pub fn from_label(label: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|locale| locale.label() == label)
-    }
-
     /// What an `Accept-Language` header prefers among the languages that there are texts in (RFC 9110 §12.5.4).
     pub fn accepted(header: &str) -> Option<Self> {
         let weighted = header.split(',').filter_map(|entry| {
