@@ -7,6 +7,7 @@
 //! nor the load on the machine tells an account with a foreign hash from another one or from none, however many attempts
 //! come at once.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -40,15 +41,17 @@ struct Shared {
     metrics: Metrics,
 }
 
-/// Allocated with the first job, so that a service without logins stays small.
-type Scratch = Option<Memory>;
+thread_local! {
+    /// Of a worker: allocated with its first job, so that a service without logins stays small.
+    static MEMORY: RefCell<Option<Memory>> = const { RefCell::new(None) };
+}
 
 /// Hashes and verifies passwords, as many at once as there are workers.
 #[derive(Debug)]
 pub struct Hasher {
-    pool: WorkerPool<Scratch>,
+    pool: WorkerPool,
     /// With half as many workers.
-    foreign_pool: WorkerPool<Scratch>,
+    foreign_pool: WorkerPool,
     shared: Arc<Shared>,
 }
 
@@ -91,8 +94,7 @@ impl Hasher {
             // A pool that is overloaded gets its samples from the logins it serves.
             let Ok(slot) = self.foreign_pool.acquire(expected).await else { return };
             let shared = Arc::clone(&self.shared);
-            let measure = move |scratch: &mut Scratch| shared.compute(cost, shared.memory(scratch));
-            let _ = slot.run(expected, measure).await;
+            let _ = slot.run(expected, move || shared.compute(cost)).await;
         }
     }
 }
@@ -100,16 +102,16 @@ impl Hasher {
 /// An admitted caller. Dropping it gives the slot up.
 #[derive(Debug)]
 pub struct HashSlot<'a> {
-    slot: Slot<'a, Scratch>,
+    slot: Slot<'a>,
     hasher: &'a Hasher,
 }
 
 impl HashSlot<'_> {
     pub async fn hash(self, password: Password) -> Result<PasswordHash, Overloaded> {
         let shared = Arc::clone(&self.hasher.shared);
-        let work = move |scratch: &mut Scratch| {
+        let work = move || {
             let started = Instant::now();
-            let hash = password::hash(&password, shared.settings.cost, shared.memory(scratch));
+            let hash = shared.with_memory(|memory| password::hash(&password, shared.settings.cost, memory));
             shared.measured(shared.settings.cost.into(), started.elapsed());
             hash
         };
@@ -127,20 +129,18 @@ impl HashSlot<'_> {
         };
         let current = stored.clone().filter(|_| foreign.is_none());
         let (worker, tried) = (Arc::clone(shared), password.clone());
-        let first = move |scratch: &mut Scratch| {
-            worker.check(&tried, current.as_ref(), worker.settings.cost.into(), worker.memory(scratch))
-        };
+        let first = move || worker.check(&tried, current.as_ref(), worker.settings.cost.into());
         let checked = self.slot.run(expected, first).await?;
         let Some((slowest, turn)) = refusal.filter(|_| !checked.is_match()) else { return Ok(checked) };
         let slot = self.hasher.foreign_pool.acquire(turn).await?;
         let worker = Arc::clone(shared);
-        let second = move |scratch: &mut Scratch| {
+        let second = move || {
             let started = Instant::now();
             let checked = if let Some(cost) = foreign {
-                worker.check(&password, stored.as_ref(), cost, worker.memory(scratch))
+                worker.check(&password, stored.as_ref(), cost)
             } else {
                 // The load on the machine can be seen, too.
-                worker.compute(slowest, worker.memory(scratch));
+                worker.compute(slowest);
                 checked
             };
             if !checked.is_match() {
@@ -164,34 +164,29 @@ impl Shared {
         Scheme::of(hash).cost().filter(|&cost| cost != self.settings.cost.into())
     }
 
-    fn memory<'a>(&self, scratch: &'a mut Scratch) -> &'a mut Memory {
-        scratch.get_or_insert_with(|| Memory::for_cost(self.settings.cost))
+    fn with_memory<T>(&self, work: impl FnOnce(&mut Memory) -> T) -> T {
+        MEMORY.with_borrow_mut(|memory| work(memory.get_or_insert_with(|| Memory::for_cost(self.settings.cost))))
     }
 
-    fn compute(&self, cost: HashCost, memory: &mut Memory) {
+    fn compute(&self, cost: HashCost) {
         let started = Instant::now();
-        cost.compute(memory);
+        self.with_memory(|memory| cost.compute(memory));
         self.measured(cost, started.elapsed());
     }
 
-    fn check(
-        &self,
-        password: &Password,
-        stored: Option<&PasswordHash>,
-        cost: HashCost,
-        memory: &mut Memory,
-    ) -> Checked {
+    fn check(&self, password: &Password, stored: Option<&PasswordHash>, cost: HashCost) -> Checked {
         let current = self.settings.cost;
+        let hash = || self.with_memory(|memory| password::hash(password, current, memory));
         let started = Instant::now();
         let verdict = if let Some(stored) = stored {
-            password::verify(password, stored, current, memory)
+            self.with_memory(|memory| password::verify(password, stored, current, memory))
         } else {
-            let _ = password::hash(password, current, memory);
+            hash();
             Verdict::Mismatch
         };
         self.measured(cost, started.elapsed());
         let outdated = verdict == Verdict::Match { outdated: true };
-        let replacement = (outdated && self.settings.rehash).then(|| password::hash(password, current, memory));
+        let replacement = (outdated && self.settings.rehash).then(hash);
         Checked { verdict, replacement }
     }
 

@@ -38,20 +38,20 @@ pub struct Overloaded {
     pub retry_after: Duration,
 }
 
-/// Does the work in the scratch space of its worker, and returns what hands the outcome to the caller.
-type Work<S> = Box<dyn FnOnce(&mut S) -> Notify + Send>;
+/// Does the work, and returns what hands the outcome to the caller.
+type Work = Box<dyn FnOnce() -> Notify + Send>;
 type Notify = Box<dyn FnOnce() + Send>;
 
-struct Job<S> {
+struct Job {
     ticket: u64,
     /// Dropped without an outcome, it tells the caller that the job waited too long, or panicked.
-    work: Work<S>,
+    work: Work,
     expected: Duration,
     deadline: Instant,
 }
 
-struct State<S> {
-    queue: VecDeque<Job<S>>,
+struct State {
+    queue: VecDeque<Job>,
     next_ticket: u64,
     /// Sum of the expected costs of all admitted jobs: not yet enqueued, in the queue, and on the workers.
     backlog: Duration,
@@ -63,22 +63,21 @@ struct State<S> {
     closed: bool,
 }
 
-struct Shared<S> {
-    state: Mutex<State<S>>,
+struct Shared {
+    state: Mutex<State>,
     enqueued: Condvar,
     settings: PoolSettings,
     max_group_delay: Duration,
     metrics: Metrics,
 }
 
-/// A handle on the pool. Each worker has a scratch space `S` of its own. Dropping the handle ends the workers after
-/// their current jobs.
-pub struct WorkerPool<S> {
-    shared: Arc<Shared<S>>,
+/// A handle on the pool. Dropping it ends the workers after their current jobs.
+pub struct WorkerPool {
+    shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
 }
 
-impl<S> std::fmt::Debug for WorkerPool<S> {
+impl std::fmt::Debug for WorkerPool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("WorkerPool").field("settings", &self.shared.settings).finish_non_exhaustive()
     }
@@ -91,7 +90,7 @@ const NICENESS: i32 = 10;
 const MAX_GROUP_DELAY: Duration = Duration::from_millis(100);
 const GROUP_DELAY_SHARE: u32 = 8;
 
-impl<S: Default + 'static> WorkerPool<S> {
+impl WorkerPool {
     /// Starts the workers.
     ///
     /// # Errors
@@ -120,12 +119,10 @@ impl<S: Default + 'static> WorkerPool<S> {
         let workers = (0..settings.concurrency).map(start).collect::<Result<_, _>>()?;
         Ok(Self { shared, workers })
     }
-}
 
-impl<S> WorkerPool<S> {
     /// Admits a caller whose job will take a worker about as long as `expected`, or refuses it, before anything is spent
     /// on it, when the wait is too long.
-    pub async fn acquire(&self, expected: Duration) -> Result<Slot<'_, S>, Overloaded> {
+    pub async fn acquire(&self, expected: Duration) -> Result<Slot<'_>, Overloaded> {
         let (slot, release_at) = self.shared.admit(expected)?;
         // A timer would round up to the next millisecond.
         if release_at > Instant::now() {
@@ -141,7 +138,7 @@ impl<S> WorkerPool<S> {
     }
 }
 
-impl<S> Drop for WorkerPool<S> {
+impl Drop for WorkerPool {
     fn drop(&mut self) {
         self.shared.state.lock().closed = true;
         self.shared.enqueued.notify_all();
@@ -149,32 +146,32 @@ impl<S> Drop for WorkerPool<S> {
 }
 
 /// The admission of one caller. Dropping it gives the slot up.
-pub struct Slot<'a, S> {
-    shared: &'a Shared<S>,
+pub struct Slot<'a> {
+    shared: &'a Shared,
     expected: Duration,
     /// Set once the job is in the queue.
     ticket: Option<u64>,
 }
 
-impl<S> std::fmt::Debug for Slot<'_, S> {
+impl std::fmt::Debug for Slot<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Slot").field("expected", &self.expected).finish_non_exhaustive()
     }
 }
 
-impl<S> Slot<'_, S> {
+impl Slot<'_> {
     /// Runs the work on a worker. By now it may be known better how long it takes: `expected`.
     pub async fn run<T: Send + 'static>(
         mut self,
         expected: Duration,
-        work: impl FnOnce(&mut S) -> T + Send + 'static,
+        work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Overloaded> {
         let (sender, receiver) = oneshot::channel();
         let span = trace_span!(target: traces::TARGET, "hash", wait_ms = Empty, work_ms = Empty);
         let (recorded, enqueued) = (span.clone(), Instant::now());
-        let work: Work<S> = Box::new(move |scratch| {
+        let work: Work = Box::new(move || {
             let started = Instant::now();
-            let outcome = work(scratch);
+            let outcome = work();
             recorded
                 .record("wait_ms", milliseconds(started - enqueued))
                 .record("work_ms", milliseconds(started.elapsed()));
@@ -190,7 +187,7 @@ impl<S> Slot<'_, S> {
         })
     }
 
-    fn enqueue(&mut self, expected: Duration, work: Work<S>) {
+    fn enqueue(&mut self, expected: Duration, work: Work) {
         let mut state = self.shared.state.lock();
         state.backlog = state.backlog.saturating_sub(self.expected) + expected;
         self.expected = expected;
@@ -206,7 +203,7 @@ impl<S> Slot<'_, S> {
     }
 }
 
-impl<S> Drop for Slot<'_, S> {
+impl Drop for Slot<'_> {
     fn drop(&mut self) {
         let mut state = self.shared.state.lock();
         let Some(ticket) = self.ticket else {
@@ -226,18 +223,18 @@ fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }
 
-impl<S> Shared<S> {
-    fn wait(&self, state: &State<S>) -> Duration {
+impl Shared {
+    fn wait(&self, state: &State) -> Duration {
         state.backlog / u32::try_from(self.settings.concurrency).unwrap_or(u32::MAX)
     }
 
-    fn overloaded(&self, state: &State<S>) -> Overloaded {
+    fn overloaded(&self, state: &State) -> Overloaded {
         Overloaded { retry_after: self.wait(state).max(Duration::from_secs(1)) }
     }
 
     /// How long a caller waits for a group: not at all while nobody waits for a worker, else a small share of its
     /// wait.
-    fn group_delay(&self, state: &State<S>) -> Duration {
+    fn group_delay(&self, state: &State) -> Duration {
         if state.queue.is_empty() {
             Duration::ZERO
         } else {
@@ -245,7 +242,7 @@ impl<S> Shared<S> {
         }
     }
 
-    fn admit(&self, expected: Duration) -> Result<(Slot<'_, S>, Instant), Overloaded> {
+    fn admit(&self, expected: Duration) -> Result<(Slot<'_>, Instant), Overloaded> {
         let mut state = self.state.lock();
         if self.wait(&state) > self.settings.max_wait {
             self.metrics.hash_shed.inc();
@@ -261,13 +258,13 @@ impl<S> Shared<S> {
     }
 
     /// Takes a job that was enqueued off the backlog.
-    fn release(&self, state: &mut State<S>, expected: Duration) {
+    fn release(&self, state: &mut State, expected: Duration) {
         state.backlog = state.backlog.saturating_sub(expected);
         self.metrics.hash_queue_depth.dec();
     }
 
     /// The next job, once the callers are notified whose time would pass during it. `None` when the pool is closed.
-    fn next(&self) -> Option<Job<S>> {
+    fn next(&self) -> Option<Job> {
         loop {
             let mut state = self.state.lock();
             if state.closed {
@@ -299,14 +296,11 @@ impl<S> Shared<S> {
         }
         state.done.extend(notify);
     }
-}
 
-impl<S: Default> Shared<S> {
     /// What a worker does until the pool is closed.
     fn work(&self) {
         // Where this is not permitted, or not Linux, the workers run at normal priority.
         let _ = rustix::process::nice(NICENESS);
-        let mut scratch = S::default();
         while let Some(Job { work, expected, deadline, .. }) = self.next() {
             if Instant::now() >= deadline {
                 // Finished first: the caller that is told may come back at once.
@@ -314,11 +308,10 @@ impl<S: Default> Shared<S> {
                 drop(work);
                 continue;
             }
-            let notify = catch_unwind(AssertUnwindSafe(|| work(&mut scratch))).ok();
+            let notify = catch_unwind(AssertUnwindSafe(work)).ok();
             if notify.is_none() {
-                // The caller has learnt it: the job was dropped. What it left in the scratch space is thrown away.
+                // The caller has learnt it: the job was dropped.
                 tracing::error!("a job of the password workers panicked");
-                scratch = S::default();
             }
             self.finish(expected, notify);
         }

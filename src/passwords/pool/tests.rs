@@ -6,13 +6,13 @@ use super::*;
 const BRIEF: Duration = Duration::from_millis(1);
 const LONG: Duration = Duration::from_mins(1);
 
-fn pool(max_wait: Duration) -> WorkerPool<()> {
+fn pool(max_wait: Duration) -> WorkerPool {
     WorkerPool::with_group_delay(PoolSettings { concurrency: 1, max_wait }, LONG, &Metrics::new()).unwrap()
 }
 
 /// Runs a job that says when it begins, and ends when `end` is dropped.
-async fn hold(slot: Slot<'_, ()>, begun: mpsc::Sender<()>, end: mpsc::Receiver<()>) {
-    let work = move |(): &mut ()| {
+async fn hold(slot: Slot<'_>, begun: mpsc::Sender<()>, end: mpsc::Receiver<()>) {
+    let work = move || {
         begun.send(()).unwrap();
         let _ = end.recv();
     };
@@ -31,7 +31,7 @@ async fn an_admitted_caller_counts_until_it_goes_away() {
     let fourth = pool.acquire(LONG).await.unwrap();
     drop(third);
     // The better estimate replaces the first one.
-    fourth.run(BRIEF, |()| ()).await.unwrap();
+    fourth.run(BRIEF, || ()).await.unwrap();
     assert_eq!(pool.shared.state.lock().backlog, Duration::ZERO);
 }
 
@@ -46,7 +46,7 @@ async fn callers_are_released_at_once_while_the_queue_is_empty_and_together_othe
     // The worker is busy, but the queue is empty.
     let (second, at_once) = pool.shared.admit(LONG).unwrap();
     assert!(at_once <= Instant::now());
-    let mut second = std::pin::pin!(second.run(LONG, |()| ()));
+    let mut second = std::pin::pin!(second.run(LONG, || ()));
     assert!(poll(second.as_mut()).await.is_pending());
 
     let before = Instant::now();
@@ -92,9 +92,9 @@ async fn a_panic_fails_its_caller_and_the_worker_goes_on() {
     let pool = pool(LONG);
     for _ in 0..3 {
         let slot = pool.acquire(BRIEF).await.unwrap();
-        slot.run(BRIEF, |()| -> () { panic!("as a bug would") }).await.unwrap_err();
+        slot.run(BRIEF, || -> () { panic!("as a bug would") }).await.unwrap_err();
     }
-    pool.acquire(BRIEF).await.unwrap().run(BRIEF, |()| ()).await.unwrap();
+    pool.acquire(BRIEF).await.unwrap().run(BRIEF, || ()).await.unwrap();
     assert!(pool.is_complete());
     assert_eq!(pool.shared.state.lock().backlog, Duration::ZERO);
     assert_eq!(pool.shared.metrics.hash_queue_depth.get(), 0);
@@ -107,7 +107,7 @@ async fn a_pool_that_has_lost_a_worker_is_not_complete() {
     let (sender, ended) = mpsc::channel::<()>();
     slot.enqueue(
         BRIEF,
-        Box::new(|()| {
+        Box::new(|| {
             Box::new(move || {
                 let _dropped_last = sender;
                 panic!("where no panic is caught")
