@@ -254,24 +254,24 @@ impl<C: BatchedCall> Batch<C> {
     }
 
     async fn execute(&mut self, connection: &mut PgConnection) -> sqlx::Result<()> {
-        match run(connection, &self.calls).await {
+        let error = match run(connection, &self.calls).await {
             Ok(answers) => {
                 for (submitted, answer) in self.calls.drain(..).zip(answers) {
                     submitted.answer(Ok(answer));
                 }
+                return Ok(());
             }
             Err(error) if certain::is_lost(&error) => return Err(error),
-            Err(error) if self.calls.len() > 1 => {
-                self.in_doubt |= is_panic(&error);
-                tracing::warn!(error = %database_message(&error), calls = self.calls.len(), "batch split");
-                return self.execute_one_by_one(connection).await;
-            }
-            Err(error) => {
-                self.in_doubt |= is_panic(&error);
-                self.fail(error);
-            }
+            Err(error) => error,
+        };
+        // It panicked, perhaps after the commit.
+        self.in_doubt |= matches!(error, sqlx::Error::WorkerCrashed);
+        if self.calls.len() == 1 {
+            self.fail(error);
+            return Ok(());
         }
-        Ok(())
+        tracing::warn!(error = %database_message(&error), calls = self.calls.len(), "batch split");
+        self.execute_one_by_one(connection).await
     }
 
     async fn execute_one_by_one(&mut self, connection: &mut PgConnection) -> sqlx::Result<()> {
@@ -327,8 +327,4 @@ async fn run<C: BatchedCall>(
         })
     });
     within(STATEMENT_TIMEOUT, answers).await
-}
-
-fn is_panic(error: &sqlx::Error) -> bool {
-    matches!(error, sqlx::Error::WorkerCrashed)
 }
