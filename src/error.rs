@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::db::batch::BatchError;
 use crate::db::{database_message, sqlstate};
 use crate::domain::session::EndReason;
 use crate::domain::tokens::TokenError;
@@ -124,6 +125,15 @@ impl Error {
             Self::StillReferenced(Arc::new(error))
         } else {
             error.into()
+        }
+    }
+}
+
+impl From<BatchError> for Error {
+    fn from(error: BatchError) -> Self {
+        match error {
+            BatchError::Full => Self::Busy(Duration::from_secs(1)),
+            BatchError::Database(error) | BatchError::InDoubt(error) => error.into(),
         }
     }
 }

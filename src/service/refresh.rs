@@ -26,15 +26,6 @@ use crate::error::Error;
 /// not sent by a client that waits for its answer.
 const ANSWER_TIME: TimeDelta = TimeDelta::minutes(1);
 
-impl From<BatchError> for Error {
-    fn from(error: BatchError) -> Self {
-        match error {
-            BatchError::Full => Self::Busy(Duration::from_secs(1)),
-            BatchError::Database(error) | BatchError::InDoubt(error) => error.into(),
-        }
-    }
-}
-
 /// The name of [`Outcome::Overlapped`], also for those who wait for the same decision.
 const OVERLAPPED: &str = "overlapped";
 
