@@ -64,14 +64,12 @@ pub(super) const TIMEOUT: Duration = Duration::from_mins(1);
 pub(super) async fn check(connection: &mut PgConnection) -> Result<(), SchemaError> {
     // No other service has a table of this name, so the tables that go with it are wanted.
     in_our_schema(connection, ALEMBIC_VERSION).await?;
-    let refuse = |sentence: String| Err(SchemaError::Foreign(sentence));
-    let made = MADE.map(str::to_owned);
     let taken = sqlx::query_scalar!(
         r#"
         SELECT relname AS "name!: String" FROM pg_class
         WHERE relnamespace = quote_ident(current_schema())::regnamespace AND relname = ANY ($1) ORDER BY relname LIMIT 1
         "#,
-        &made[..],
+        &MADE[..] as _,
     )
     .fetch_optional(&mut *connection)
     .await?;
@@ -84,9 +82,12 @@ pub(super) async fn check(connection: &mut PgConnection) -> Result<(), SchemaErr
     Ok(())
 }
 
+fn refuse(sentence: String) -> Result<(), SchemaError> {
+    Err(SchemaError::Foreign(sentence))
+}
+
 /// Checks one of the two inherited tables, if it exists.
 async fn check_table(connection: &mut PgConnection, table: &str, named: &[&str]) -> Result<(), SchemaError> {
-    let refuse = |sentence: String| Err(SchemaError::Foreign(sentence));
     let owner = sqlx::query!(
         r#"
         SELECT pg_get_userbyid(relowner) AS "name!", pg_has_role(relowner, 'USAGE') AS "is_us!"
@@ -138,7 +139,6 @@ async fn check_table(connection: &mut PgConnection, table: &str, named: &[&str])
             return refuse(format!("its table `{table}` already has a column `{}`", column.name));
         }
     }
-    let named: Vec<String> = named.iter().map(|&name| name.to_owned()).collect();
     let missing = sqlx::query_scalar!(
         r#"
         SELECT name AS "name!" FROM unnest($1::text[]) AS name
@@ -148,7 +148,7 @@ async fn check_table(connection: &mut PgConnection, table: &str, named: &[&str])
               WHERE relname = name AND relkind = 'S' AND relnamespace = quote_ident(current_schema())::regnamespace
           )
         "#,
-        &named,
+        named as _,
         table,
     )
     .fetch_optional(&mut *connection)
