@@ -100,13 +100,9 @@ impl Revocations {
         list.complete.then(|| list.read.elapsed())
     }
 
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         let list = self.0.read();
         list.newer.len() + list.older.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }
 
@@ -206,6 +202,6 @@ mod tests {
         assert!(revocations.contains(first) && revocations.contains(second));
         age(2);
         read(&[]);
-        assert_eq!(revocations.len(), 0);
+        assert_eq!(revocations.count(), 0);
     }
 }

@@ -24,6 +24,6 @@ pub async fn ready(app: &App) -> Result<(), Error> {
 /// What is counted, in Prometheus' text format, and its content type.
 pub fn metrics(app: &App) -> (String, &'static str) {
     app.metrics.revocation_age.set(app.revocations.age().as_secs_f64());
-    app.metrics.revocation_entries.set(i64::try_from(app.revocations.len()).unwrap_or(i64::MAX));
+    app.metrics.revocation_entries.set(i64::try_from(app.revocations.count()).unwrap_or(i64::MAX));
     app.metrics.render()
 }

@@ -225,12 +225,12 @@ async fn a_replica_that_starts_reads_what_matters(pool: PgPool) {
     assert_eq!(app.end_reason(expired.session()).await.as_deref(), Some("expired"));
     feed.read(&other.app).await.unwrap();
     // Neither what ended long ago, nor what has expired by itself: no access token of it is left.
-    assert_eq!(other.app.revocations.len(), 0);
+    assert_eq!(other.app.revocations.count(), 0);
     let tokens = app.login("cust@example.com").await;
     app.logout(&tokens.refresh).await;
     let fresh = TestApp::with_clock(app.db.clone(), &[], app.clock.clone());
     Feed::default().read(&fresh.app).await.unwrap();
-    assert_eq!(fresh.app.revocations.len(), 1);
+    assert_eq!(fresh.app.revocations.count(), 1);
     assert!(is_refused(&fresh, &tokens).await);
 }
 
