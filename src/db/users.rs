@@ -272,10 +272,10 @@ pub async fn insert(
     verification: Verification,
     now: DateTime<Utc>,
 ) -> sqlx::Result<Option<UserId>> {
-    let (verified_at, mail) = match verification {
-        Verification::Done => (Some(now), None),
-        Verification::Mail(id, locale) => (None, Some((id, locale))),
-        Verification::None => (None, None),
+    let (verified_at, mail_id, locale) = match verification {
+        Verification::Done => (Some(now), None, Locale::default()),
+        Verification::Mail(id, locale) => (None, Some(id), locale),
+        Verification::None => (None, None, Locale::default()),
     };
     sqlx::query_scalar!(
         r#"
@@ -297,8 +297,8 @@ pub async fn insert(
         role as _,
         now.naive_utc(),
         verified_at.map(|at| at.naive_utc()),
-        mail.map(|(id, _)| id),
-        mail.map_or(Locale::default(), |(_, locale)| locale).label(),
+        mail_id,
+        locale.label(),
         mail_outbox::give_up_at(now).naive_utc(),
     )
     .fetch_optional(executor)

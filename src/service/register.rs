@@ -14,7 +14,8 @@ use crate::domain::role::Role;
 use crate::domain::throttle;
 use crate::error::Error;
 
-/// Registers a user, who gets a mail to verify the address where mail is on. `bearer` is asked for only if the role is not open to everybody.
+/// Registers a user, who gets a mail to verify the address where mail is on. `bearer` is asked for only if the role is not
+/// open to everybody.
 pub async fn register(
     app: &App,
     email: &Email,
@@ -44,8 +45,8 @@ pub async fn register(
     }
     let hash = slot.hash(password).await?;
     let (hash, now) = (&hash, app.clock.now());
-    let by_mail = || Verification::Mail(Uuid::now_v7(), client.locale);
-    let verification = if app.config.mail.is_on() { by_mail() } else { Verification::None };
+    let verification =
+        if app.config.mail.is_on() { Verification::Mail(Uuid::now_v7(), client.locale) } else { Verification::None };
     let created = db::certain::execute(&app.db, |mut connection, again| async move {
         match db::users::insert(&mut *connection, email, hash, role, verification, now).await? {
             // Perhaps an earlier attempt, which was being committed just then.
