@@ -22,10 +22,6 @@ use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::passwords::hasher::Hasher;
 
-/// The running service, without its sockets. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct App(Arc<Parts>);
-
 /// Batches of logins in the database at once, at most: some may wait for a row.
 const LOGIN_WORKERS: u32 = 4;
 /// Connections for refreshes, and batches of them in the database at once: two keep it busy.
@@ -34,11 +30,16 @@ pub const REFRESH_CONNECTIONS: u32 = 2;
 /// The outcome of a refresh, as the metrics name it, and the answer.
 type Decided = (&'static str, Result<TokenPair, Error>);
 
+/// The running service, without its sockets. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct App(Arc<Parts>);
+
 #[derive(Debug)]
 pub struct Parts {
     pub config: Config,
     pub clock: Clock,
     pub db: PgPool,
+    /// Of [`Parts::token_rotations`].
     pub refresh_db: PgPool,
     // Concurrent calls of each kind are batched into one statement.
     pub account_lookups: Batcher<Lookup>,
@@ -46,7 +47,7 @@ pub struct Parts {
     pub token_rotations: Batcher<Rotation>,
     /// Refreshes that are being decided, by the token.
     pub refreshes: Coalescer<TokenHash, Decided>,
-    // What clients were not told of.
+    // Writes whose clients were not told of them.
     pub unanswered_refreshes: Unanswered<Exchange>,
     pub unanswered_logins: Unanswered<OpenedSession>,
     /// Sessions that ended, here and elsewhere.
@@ -74,10 +75,8 @@ pub fn command_pool(database: &DatabaseSettings) -> PgPool {
 }
 
 impl App {
-    /// Puts the service together. Connects to nothing yet; must be called on a runtime.
-    ///
-    /// # Errors
-    /// When the system gives no threads for hashing.
+    /// Puts the service together. Connects to nothing yet; must be called on a runtime. Fails where the system gives no
+    /// threads for hashing.
     pub fn new(config: Config, clock: Clock) -> std::io::Result<Self> {
         let database = &config.database.postgres_dsn.options;
         let db = db::pool(database, config.database.database_max_connections);
@@ -86,9 +85,6 @@ impl App {
     }
 
     /// As [`App::new`], on pools that exist.
-    ///
-    /// # Errors
-    /// When the system gives no threads for hashing.
     pub fn with_pools(config: Config, clock: Clock, db: PgPool, refresh_pool: &PgPool) -> std::io::Result<Self> {
         let metrics = Metrics::new();
         let hasher = Hasher::start(config.password.hasher(), &metrics)?;

@@ -72,8 +72,8 @@ impl BatchedCall for NewSession {
     /// The key of a call is the session's id: a session that exists was opened by an earlier attempt.
     ///
     /// A device is a user agent, whatever its numbers, in a wide network (IPv4 /16, IPv6 /32): browsers update
-    /// themselves, and providers change addresses. One was seen before if one of the last thousand sessions is from it. What a new user does
-    /// first is no news.
+    /// themselves, and providers change addresses. One was seen before if one of the last thousand sessions is from it.
+    /// What a new user does first is no news.
     #[expect(clippy::too_many_lines, reason = "nearly all of it is one statement")]
     async fn execute(connection: &mut PgConnection, calls: &[&Self]) -> sqlx::Result<Vec<bool>> {
         let mut sessions = calls.to_vec();

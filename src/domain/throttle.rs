@@ -1,6 +1,6 @@
-//! Limits on logins, registrations, mails and refreshes, by the generic cell rate algorithm: a bucket is one timestamp, the theoretical
-//! arrival time (TAT). Each event moves it one interval ahead; the bucket is full when it stands `burst` intervals ahead
-//! of the clock. No timer, no counter to reset, and waiting always helps.
+//! Limits on logins, registrations, mails and refreshes, by the generic cell rate algorithm: a bucket is one timestamp,
+//! the theoretical arrival time (TAT). Each event moves it one interval ahead; the bucket is full when it stands `burst`
+//! intervals ahead of the clock. No timer, no counter to reset, and waiting always helps.
 //!
 //! Here is what is counted in which bucket. The counting itself is done by statements (`db::users::Lookup`,
 //! `db::mail_outbox::insert`), so that all replicas share it.

@@ -59,10 +59,7 @@ pub struct Hasher {
 const FIRST_SAMPLES: usize = 3;
 
 impl Hasher {
-    /// Starts the workers.
-    ///
-    /// # Errors
-    /// When the system gives no thread.
+    /// Starts the workers. Fails where the system gives no thread.
     pub fn start(settings: HasherSettings, metrics: &Metrics) -> std::io::Result<Self> {
         let foreign = PoolSettings { concurrency: (settings.pool.concurrency / 2).max(1), ..settings.pool };
         let timings = Mutex::new(HashTimings::new(settings.cost));

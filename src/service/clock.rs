@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use chrono::TimeDelta;
-
 use sqlx::PgConnection;
 
 use crate::app::App;

@@ -91,10 +91,7 @@ const MAX_GROUP_DELAY: Duration = Duration::from_millis(100);
 const GROUP_DELAY_SHARE: u32 = 8;
 
 impl WorkerPool {
-    /// Starts the workers.
-    ///
-    /// # Errors
-    /// When the system gives no thread.
+    /// Starts the workers. Fails where the system gives no thread.
     pub fn start(settings: PoolSettings, metrics: &Metrics) -> std::io::Result<Self> {
         Self::with_group_delay(settings, MAX_GROUP_DELAY, metrics)
     }
