@@ -41,10 +41,10 @@ pub struct TokenKey {
 /// The keys of access tokens.
 #[derive(Clone, Debug)]
 pub struct KeySet {
-    signing: Option<(Header, EncodingKey)>,
+    pub(super) signing: Option<(Header, EncodingKey)>,
     keys: Vec<TokenKey>,
-    refuses_secret: bool,
-    published: PublishedKeys,
+    pub(super) refuses_secret: bool,
+    pub(super) published: PublishedKeys,
 }
 
 /// The public halves as a JWK Set (RFC 7517 §5), and a name for that very set.
@@ -71,21 +71,9 @@ impl KeySet {
         Self { signing: signer, keys, refuses_secret, published: PublishedKeys { json, digest } }
     }
 
-    pub(super) fn signing(&self) -> Option<(&Header, &EncodingKey)> {
-        self.signing.as_ref().map(|(header, key)| (header, key))
-    }
-
     /// The key that has the header's algorithm and id.
     pub(super) fn find(&self, header: &UnverifiedHeader) -> Option<&TokenKey> {
         self.keys.iter().find(|key| key.algorithm == header.alg && Some(key.kid()) == header.kid.as_deref())
-    }
-
-    pub(super) fn refuses_secret(&self) -> bool {
-        self.refuses_secret
-    }
-
-    pub(super) fn published(&self) -> &PublishedKeys {
-        &self.published
     }
 }
 

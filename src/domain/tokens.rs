@@ -253,14 +253,16 @@ impl TokenKeys {
     }
 
     pub fn published(&self) -> &PublishedKeys {
-        self.keys.published()
+        &self.keys.published
     }
 
     pub fn sign_access(&self, subject: &str, role: &Role, session_id: SessionId, now: DateTime<Utc>) -> AccessToken {
         let exp = (now + self.lifetimes.access).timestamp();
         let payload = AccessPayload { sub: subject, role: role.as_str(), exp, r#type: ACCESS, sid: session_id.0 };
-        let (header, key) = self.keys.signing().unwrap_or((&self.header, &self.secrets[0].encoding));
-        AccessToken(sign(header, &payload, key))
+        AccessToken(match &self.keys.signing {
+            Some((header, key)) => sign(header, &payload, key),
+            None => sign(&self.header, &payload, &self.secrets[0].encoding),
+        })
     }
 
     /// A new refresh token, in plain and as it is to be stored.
@@ -326,7 +328,7 @@ impl TokenKeys {
     fn decode_access(&self, token: &Unverified) -> (&str, Option<Payload>) {
         match self.keys.find(&token.header) {
             Some(key) => (key.kid(), key.verifies(token).then(|| token.claims()).flatten()),
-            None if self.keys.refuses_secret() => (UNKNOWN, None),
+            None if self.keys.refuses_secret => (UNKNOWN, None),
             None => self.decode_with_secret(token),
         }
     }
