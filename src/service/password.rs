@@ -1,7 +1,7 @@
 //! Changing a password.
 
 use chrono::{DateTime, Utc};
-use sqlx::{Connection as _, PgPool};
+use sqlx::{Connection as _, PgConnection, PgPool};
 
 use super::audit::{Actor, audit};
 use super::bearer::Bearer;
@@ -12,6 +12,7 @@ use crate::app::App;
 use crate::config::MailSettings;
 use crate::db;
 use crate::db::batch::BatchedCall as _;
+use crate::db::mail_outbox::NewMail;
 use crate::db::revocations::{Ending, Revocations};
 use crate::db::sessions::NewSession;
 use crate::db::sign_out::Except;
@@ -55,11 +56,7 @@ pub async fn change_password(
             opened = NewSession::execute(&mut transaction, &[session]).await?;
         }
         if opened == [true] {
-            db::sign_out::end_all(&mut transaction, ending, user_id, others).await?;
-            db::mail_tokens::void(&mut *transaction, user_id).await?;
-            if let Some(notice) = notice {
-                db::mail_outbox::insert(&mut *transaction, notice, &[]).await?;
-            }
+            after_new_password(&mut transaction, ending, user_id, others, notice.as_ref()).await?;
             transaction.commit().await?;
         }
         Ok(opened == [true])
@@ -73,6 +70,23 @@ pub async fn change_password(
     ending.committed();
     audit(client, "password_change", "success", Some(user.id), Some(session.id));
     Ok(tokens)
+}
+
+/// What follows a new password, in its transaction: sessions end, tokens in mails are void, and the user is told. Returns how
+/// many sessions there were.
+pub(super) async fn after_new_password(
+    connection: &mut PgConnection,
+    ending: &Ending,
+    user_id: UserId,
+    except: Except<'_>,
+    notice: Option<&NewMail>,
+) -> sqlx::Result<u64> {
+    let ended = db::sign_out::end_all(connection, ending, user_id, except).await?;
+    db::mail_tokens::void(&mut *connection, user_id).await?;
+    if let Some(notice) = notice {
+        db::mail_outbox::insert(connection, notice, &[]).await?;
+    }
+    Ok(ended)
 }
 
 /// Sets a user's password and ends all of the user's sessions, for the command line. The user gets the same notice as of
@@ -89,12 +103,8 @@ pub async fn set_password(
     let notice = mail::notice(mail, Template::PasswordChanged, user_id, locale, now);
     let mut transaction = db.begin().await?;
     db::users::set_password_hash(&mut *transaction, user_id, hash, now).await?;
-    db::mail_tokens::void(&mut *transaction, user_id).await?;
     let ending = Ending::new(&Revocations::default(), EndReason::PasswordChanged, now);
-    let ended = db::sign_out::end_all(&mut transaction, &ending, user_id, Except::Nothing).await?;
-    if let Some(notice) = &notice {
-        db::mail_outbox::insert(&mut *transaction, notice, &[]).await?;
-    }
+    let ended = after_new_password(&mut transaction, &ending, user_id, Except::Nothing, notice.as_ref()).await?;
     transaction.commit().await?;
     audit(actor, "password_change", "success", Some(user_id), None);
     Ok(ended)

@@ -4,6 +4,7 @@ use sqlx::Connection as _;
 
 use super::audit::audit;
 use super::mail;
+use super::password::after_new_password;
 use crate::app::App;
 use crate::db;
 use crate::db::revocations::Ending;
@@ -40,13 +41,9 @@ pub async fn reset_password(app: &App, token: &MailToken, new: Password, client:
             // Perhaps an earlier attempt has spent it, which may have been committed just then.
             return Ok(again && db::users::has_password_hash(&mut *transaction, user_id, hash).await?);
         }
-        db::mail_tokens::void(&mut *transaction, user_id).await?;
-        db::sign_out::end_all(&mut transaction, ending, user_id, Except::Nothing).await?;
+        after_new_password(&mut transaction, ending, user_id, Except::Nothing, notice.as_ref()).await?;
         if let Some(buckets) = failed_logins {
             db::throttle::empty(&mut *transaction, buckets).await?;
-        }
-        if let Some(notice) = notice {
-            db::mail_outbox::insert(&mut *transaction, notice, &[]).await?;
         }
         transaction.commit().await?;
         Ok(true)
