@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::app::App;
-use crate::config::{DatabaseSettings, Dsn, Given};
+use crate::config::{DatabaseSettings, Given};
 
 /// How often the file is read.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -21,7 +21,10 @@ pub async fn follow(app: App, settings: Given<DatabaseSettings>) {
         if let Ok(dsn) = &found
             && !dsn.has_credentials_of(&current)
         {
-            set(&app, dsn);
+            // Connections that are open go on.
+            for pool in [&app.db, &app.refresh_db] {
+                pool.set_connect_options(dsn.with_credentials((*pool.connect_options()).clone()));
+            }
             current = dsn.clone();
             tracing::info!("the database's user or password has changed; new connections use the new one");
         }
@@ -29,12 +32,5 @@ pub async fn follow(app: App, settings: Given<DatabaseSettings>) {
         if let Some(problem) = problem.as_ref().filter(|problem| before.as_ref() != Some(problem)) {
             tracing::warn!(problem, "could not read the database's address again");
         }
-    }
-}
-
-/// Has new connections opened with the credentials of this address. Those that are open go on.
-fn set(app: &App, dsn: &Dsn) {
-    for pool in [&app.db, &app.refresh_db] {
-        pool.set_connect_options(dsn.with_credentials((*pool.connect_options()).clone()));
     }
 }
