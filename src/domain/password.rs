@@ -104,6 +104,11 @@ pub enum HashCost {
 }
 
 impl HashCost {
+    /// Of a stored hash; `None` where it is unusable.
+    pub fn of(hash: &PasswordHash) -> Option<Self> {
+        Scheme::of(hash).map(|scheme| scheme.cost())
+    }
+
     /// Of hashes that begin with this text; `None` where they are unusable.
     pub fn from_parameters(text: &str) -> Option<Self> {
         let argon2 = || Some(Self::of_argon2(&usable_argon2(&PhcHash::new(text).ok()?)?));
@@ -152,29 +157,23 @@ fn usable_argon2(parsed: &PhcHash) -> Option<Argon2<'static>> {
     payable.then(|| Argon2::new(algorithm, version, params))
 }
 
-/// How a stored hash was made, as far as it says.
-#[derive(Debug)]
-pub enum Scheme {
+/// How a stored hash was made.
+enum Scheme {
     Argon2(Box<PhcHash>, Argon2<'static>),
-    Bcrypt {
-        cost: u32,
-    },
-    /// Empty, truncated, foreign, or dearer than we pay.
-    Unusable,
+    Bcrypt { cost: u32 },
 }
 
 impl Scheme {
-    pub fn of(hash: &PasswordHash) -> Self {
+    /// `None` of what is unusable: empty, truncated, foreign, or dearer than we pay.
+    fn of(hash: &PasswordHash) -> Option<Self> {
         let text = hash.as_str();
-        Self::bcrypt(text).or_else(|| Self::argon2(text)).unwrap_or(Self::Unusable)
+        Self::bcrypt(text).or_else(|| Self::argon2(text))
     }
 
-    /// `None` where it is unusable.
-    pub fn cost(&self) -> Option<HashCost> {
+    fn cost(&self) -> HashCost {
         match self {
-            Self::Argon2(_, argon2) => Some(HashCost::of_argon2(argon2)),
-            Self::Bcrypt { cost } => Some(HashCost::Bcrypt { cost: *cost }),
-            Self::Unusable => None,
+            Self::Argon2(_, argon2) => HashCost::of_argon2(argon2),
+            Self::Bcrypt { cost } => HashCost::Bcrypt { cost: *cost },
         }
     }
 
@@ -192,7 +191,7 @@ impl Scheme {
 
     fn is_current(&self, cost: Argon2Cost) -> bool {
         let argon2id = matches!(self, Self::Argon2(hash, _) if hash.algorithm == Algorithm::Argon2id.ident());
-        argon2id && self.cost() == Some(cost.into())
+        argon2id && self.cost() == cost.into()
     }
 }
 
@@ -252,13 +251,12 @@ pub fn hash(password: &Password, cost: Argon2Cost, memory: &mut Memory) -> Passw
 
 /// Tries a password against a stored hash.
 pub fn verify(password: &Password, stored: &PasswordHash, cost: Argon2Cost, memory: &mut Memory) -> Verdict {
-    let scheme = Scheme::of(stored);
+    let Some(scheme) = Scheme::of(stored) else {
+        // It costs what a hash would have cost: an outsider is not told which accounts are broken.
+        let _ = hash(password, cost, memory);
+        return Verdict::Unusable;
+    };
     let matches = match &scheme {
-        Scheme::Unusable => {
-            // It costs what a hash would have cost: an outsider is not told which accounts are broken.
-            let _ = hash(password, cost, memory);
-            return Verdict::Unusable;
-        }
         Scheme::Bcrypt { .. } => {
             // bcrypt repeats a short password with a NUL between, so one with a NUL of its own could fit another's
             // hash. It is computed all the same, for the time it takes.

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 use super::pool::{Overloaded, PoolSettings, Slot, WorkerPool};
 use super::timings::HashTimings;
-use crate::domain::password::{self, Argon2Cost, HashCost, Memory, Password, PasswordHash, Scheme, Verdict};
+use crate::domain::password::{self, Argon2Cost, HashCost, Memory, Password, PasswordHash, Verdict};
 use crate::metrics::Metrics;
 
 #[derive(Clone, Copy, Debug)]
@@ -158,7 +158,7 @@ impl Checked {
 impl Shared {
     /// The cost of a hash, if that is not the cost of new ones.
     fn foreign_cost_of(&self, hash: &PasswordHash) -> Option<HashCost> {
-        Scheme::of(hash).cost().filter(|&cost| cost != self.settings.cost.into())
+        HashCost::of(hash).filter(|&cost| cost != self.settings.cost.into())
     }
 
     fn with_memory<T>(&self, work: impl FnOnce(&mut Memory) -> T) -> T {
