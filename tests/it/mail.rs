@@ -91,7 +91,9 @@ async fn a_mail_that_failed_is_tried_for_a_day_at_growing_intervals(pool: PgPool
     let outbox = app.outbox().await;
     assert_eq!((&outbox[0]["outcome"], &outbox[0]["last_error"]), (&json!("dead"), &json!("450 try again later")));
     assert_eq!(mails(&app.app, "dead", "verify_email"), 1);
-    assert_eq!(mails(&app.app, "retried", "verify_email"), u64::try_from(attempts - 1).unwrap());
+    // The last attempt gave it up; or there was to be one more, within the last minute, and the day was over by then.
+    let retried = usize::try_from(mails(&app.app, "retried", "verify_email")).unwrap();
+    assert!((attempts - 1..=attempts).contains(&retried), "{retried} of {attempts} attempts");
     app.advance(86_400);
     assert!(app.deliver().await.is_empty());
 }
