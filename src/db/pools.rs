@@ -2,8 +2,9 @@
 //!
 //! sqlx opens TCP connections without keep-alive and offers no way to set it, so a connection that a firewall dropped, or
 //! whose server is gone without a word, is found by a check with a short limit. A server can turn read-only under its
-//! connections, too: a primary that was demoted. What one check finds holds for all older connections of the pool; they
-//! are closed without a check of their own.
+//! connections, too: a primary that was demoted. A connection is checked before its use, and before it goes back to the
+//! pool, because sqlx then waits for its answer without a limit. A check that was passed holds for the whole pool for a
+//! moment. One that was failed holds for all older connections; they are closed without a check of their own.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,10 +22,8 @@ const STATEMENT_TIMEOUT: &str = "15s";
 const LOCK_TIMEOUT: &str = "2s";
 /// The wait for a free connection. Longer than a statement takes, shorter than a client waits.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
-/// A connection unused for this long is checked before its next use; one in use needs no extra round trip.
-const IDLE_BEFORE_CHECK: Duration = Duration::from_secs(5);
-/// While a pool is in use, a connection that comes back is checked this often.
-const CHECK_INTERVAL: Duration = Duration::from_millis(250);
+/// How long a check that was passed holds, so that a busy pool makes four a second.
+const CHECK_VALIDITY: Duration = Duration::from_millis(250);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The pool for everything but refreshes. Connects when first used.
@@ -63,14 +62,8 @@ fn lazy_pool(options: PgConnectOptions, max_connections: u32) -> PgPool {
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .test_before_acquire(false)
         .after_connect(|connection, _| Box::pin(raise_synchronous_commit(connection)))
-        .before_acquire(move |connection, meta| {
-            let checks = before.clone();
-            Box::pin(async move { checks.run(connection, meta.age, meta.idle_for > IDLE_BEFORE_CHECK).await })
-        })
-        .after_release(move |connection, meta| {
-            let checks = after.clone();
-            Box::pin(async move { checks.run(connection, meta.age, checks.is_due()).await })
-        })
+        .before_acquire(move |connection, meta| Box::pin(before.clone().check(connection, meta.age)))
+        .after_release(move |connection, meta| Box::pin(after.clone().check(connection, meta.age)))
         .connect_lazy_with(options)
 }
 
@@ -78,30 +71,30 @@ fn lazy_pool(options: PgConnectOptions, max_connections: u32) -> PgPool {
 #[derive(Clone, Debug, Default)]
 struct Checks(Arc<Mutex<Found>>);
 
+/// When the last check began that was passed, and the last one that was failed.
 #[derive(Debug, Default)]
 struct Found {
-    last: Option<Instant>,
-    /// When a connection last failed.
+    passed: Option<Instant>,
     failed: Option<Instant>,
 }
 
 impl Checks {
-    fn is_due(&self) -> bool {
-        self.0.lock().last.is_none_or(|last| last.elapsed() >= CHECK_INTERVAL)
-    }
-
-    async fn run(&self, connection: &mut PgConnection, age: Duration, due: bool) -> sqlx::Result<bool> {
-        if self.0.lock().failed.is_some_and(|failed| age > failed.elapsed()) {
-            return Ok(false);
+    /// Whether the connection may be used.
+    async fn check(self, connection: &mut PgConnection, age: Duration) -> sqlx::Result<bool> {
+        {
+            let found = self.0.lock();
+            if found.failed.is_some_and(|failed| age > failed.elapsed()) {
+                return Ok(false);
+            }
+            if found.passed.is_some_and(|passed| passed.elapsed() < CHECK_VALIDITY) {
+                return Ok(true);
+            }
         }
-        if !due {
-            return Ok(true);
-        }
-        self.0.lock().last = Some(Instant::now());
+        let began = Instant::now();
         let outcome = within(CHECK_TIMEOUT, accepts_writes(connection)).await;
-        if outcome.is_err() {
-            self.0.lock().failed = Some(Instant::now());
-        }
+        let mut found = self.0.lock();
+        let last = if outcome.is_ok() { &mut found.passed } else { &mut found.failed };
+        *last = (*last).max(Some(began));
         outcome.map(|()| true)
     }
 }

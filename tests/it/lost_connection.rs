@@ -1,4 +1,7 @@
-//! The connection to the database breaks behind a commit: what was done is found out, and the answer says so.
+//! The connection to the database breaks behind a commit: what was done is found out, and the answer says so. Connections that
+//! were dropped without a word are found, and cost one slow answer.
+
+use std::time::{Duration, Instant};
 
 use axum::http::Method;
 use serde_json::{Value, json};
@@ -6,7 +9,7 @@ use sqlx::PgPool;
 use tokio::task::JoinHandle;
 
 use crate::forwarder::Forwarder;
-use crate::support::{Answer, PASSWORD, Pair, TestApp, claims, pair};
+use crate::support::{Answer, PASSWORD, Pair, TestApp, claims, count, pair, together};
 
 const REFUSED: &str = "Refresh token not valid";
 const NEW_PASSWORD: &str = "another password";
@@ -79,6 +82,25 @@ impl Scene {
     async fn settle(&self) {
         self.app.app.unanswered_refreshes.settle().await.unwrap();
         self.app.app.unanswered_logins.settle().await.unwrap();
+    }
+}
+
+/// Opens as many connections as the pool may have, and returns when all of them are idle.
+async fn fill(pool: &PgPool) {
+    let mut taken = Vec::new();
+    for _ in 0..pool.options().get_max_connections() {
+        taken.push(pool.acquire().await.unwrap());
+    }
+    let open = taken.len();
+    drop(taken);
+    until("they are still in use", async || pool.num_idle() == open).await;
+}
+
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let started = Instant::now();
+    while !holds().await {
+        assert!(started.elapsed() < Duration::from_secs(10), "{what}");
+        tokio::task::yield_now().await;
     }
 }
 
@@ -345,4 +367,46 @@ async fn a_reset_that_was_committed_is_answered_as_done(pool: PgPool) {
     let notices = "SELECT count(*) FROM mail_outbox WHERE template = 'password_reset'";
     assert_eq!(scene.app.value::<i64>(notices).await, 1);
     assert_eq!(scene.app.end_reason(scene.customer.session()).await.as_deref(), Some("password_reset"));
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn connections_that_were_dropped_while_idle_cost_one_slow_answer(pool: PgPool) {
+    let scene = Scene::new(pool, &[]).await;
+    let mut token = scene.customer.refresh.clone();
+    fill(&scene.app.app.db).await;
+    fill(&scene.app.refresh_db).await;
+    // A check that was passed counts for a quarter of a second.
+    let recent =
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'auth'
+                  AND state_change > clock_timestamp() - interval '300 ms'";
+    until("they are still in use", async || scene.app.value::<i64>(recent).await == 0).await;
+    scene.line.drop_open();
+    let started = Instant::now();
+    for _ in 0..4 {
+        assert_eq!(scene.app.get_as("/users/me", &scene.customer.access).await.status, 200);
+        token = pair(&scene.app.refresh(&token).await).refresh;
+    }
+    // Each pool has waited for one of its connections, for a second.
+    assert_eq!(scene.line.kept_back(), 2);
+    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn connections_that_were_dropped_in_use_leave_the_pool(pool: PgPool) {
+    let scene = Scene::new(pool, &["--request-timeout-seconds=2"]).await;
+    let db = &scene.app.app.db;
+    fill(db).await;
+    let look = || {
+        let (app, access) = (scene.app.clone(), scene.customer.access.clone());
+        async move { app.get_as("/users/me", &access).await }
+    };
+    let mut holder = scene.app.db.begin().await.unwrap();
+    sqlx::query("LOCK TABLE users").execute(&mut *holder).await.unwrap();
+    let looks = tokio::spawn(together([look(), look(), look(), look()]));
+    scene.app.until_blocked(4).await;
+    scene.line.drop_open();
+    holder.rollback().await.unwrap();
+    assert_eq!(count(&looks.await.unwrap(), 503), 4);
+    until("some are still waited for", async || db.size() == 0).await;
+    assert_eq!(count(&together([look(), look(), look(), look()]).await, 200), 4);
 }

@@ -3,6 +3,7 @@
 //! Used by the drills and, by its path, by the tests.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -29,6 +30,8 @@ pub(crate) struct Forwarder {
     open: watch::Receiver<bool>,
     /// Counts the answers that were kept back.
     kept_back: watch::Receiver<u64>,
+    /// Counts the calls of [`Self::drop_open`].
+    drops: Arc<AtomicU64>,
     trap: Trap,
 }
 
@@ -39,10 +42,16 @@ impl Forwarder {
         let (state, wanted) = watch::channel(State::Whole);
         let (opened, open) = watch::channel(true);
         let (keep_back, kept_back) = watch::channel(0);
-        let trap = Trap::default();
-        let line = Line { server: (host.to_owned(), port), wanted, keep_back: Arc::new(keep_back), trap: trap.clone() };
+        let (drops, trap) = (Arc::default(), Trap::default());
+        let line = Line {
+            server: (host.to_owned(), port),
+            wanted,
+            keep_back: Arc::new(keep_back),
+            drops: Arc::clone(&drops),
+            trap: trap.clone(),
+        };
         tokio::spawn(line.carry(listener, opened));
-        Self { address, state, open, kept_back, trap }
+        Self { address, state, open, kept_back, drops, trap }
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -57,6 +66,16 @@ impl Forwarder {
     /// Keeps all connections and carries no answer, as a line that a firewall has dropped.
     pub(crate) async fn freeze(&self) {
         self.set(State::Deaf).await;
+    }
+
+    /// Carries no answer any more to the connections that are open, as a firewall that has forgotten them. New ones are whole.
+    pub(crate) fn drop_open(&self) {
+        self.drops.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// How many answers were kept back so far.
+    pub(crate) fn kept_back(&self) -> u64 {
+        *self.kept_back.borrow()
     }
 
     pub(crate) async fn mend(&self) {
@@ -92,6 +111,7 @@ struct Line {
     server: (String, u16),
     wanted: watch::Receiver<State>,
     keep_back: Arc<watch::Sender<u64>>,
+    drops: Arc<AtomicU64>,
     trap: Trap,
 }
 
@@ -118,6 +138,7 @@ impl Line {
     }
 
     async fn connect(mut self, mut client: TcpStream) {
+        let drops = self.drops.load(Ordering::SeqCst);
         let Ok(mut server) = TcpStream::connect((self.server.0.as_str(), self.server.1)).await else { return };
         let _ = client.set_nodelay(true).and_then(|()| server.set_nodelay(true));
         let (mut request, mut answer) = ([0; 16 * 1024], [0; 16 * 1024]);
@@ -141,7 +162,8 @@ impl Line {
                         tell.send_replace(true);
                         return;
                     }
-                    if *self.wanted.borrow_and_update() == State::Deaf {
+                    let dropped = self.drops.load(Ordering::SeqCst) != drops;
+                    if dropped || *self.wanted.borrow_and_update() == State::Deaf {
                         self.keep_back.send_modify(|count| *count += 1);
                     } else if client.write_all(&answer[..count]).await.is_err() {
                         return;
