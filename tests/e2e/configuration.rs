@@ -1,7 +1,7 @@
 //! A start with wrong settings, and what the README says of the right ones.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     time::{Duration, Instant},
 };
@@ -180,4 +180,26 @@ fn the_readme_lists_every_setting_with_its_default() {
     let help = defaults_in_help();
     assert!(help.len() >= 30, "{help:?}");
     assert_eq!(defaults_in_readme(), help);
+}
+
+#[test]
+fn compose_passes_every_setting() {
+    let compose = include_str!("../../deploy/docker-compose.yaml");
+    let service = compose.split_once("\n  auth:\n").and_then(|(_, rest)| rest.split_once("    environment:\n"));
+    let (_, environment) = service.expect("the service has an environment");
+    let lines = environment.lines().map_while(|line| line.strip_prefix("      "));
+    let mut passed: BTreeSet<_> = lines.filter_map(|line| Some(line.split_once(':')?.0)).collect();
+    passed.retain(|line| !line.starts_with('#'));
+
+    let help = defaults_in_help();
+    let left_out = |name: &str| match name {
+        // There is POSTGRES_DSN; and the gateway and the other services know the port.
+        "DATABASE_URL" | "LISTEN_ADDR" => true,
+        // The value itself is passed.
+        _ => name.strip_suffix("_FILE").is_some_and(|value| help.contains_key(value)),
+    };
+    // Those of OpenTelemetry's own are not in the help.
+    passed.retain(|name| help.contains_key(*name) || !name.starts_with("OTEL_"));
+    let expected: BTreeSet<_> = help.keys().map(String::as_str).filter(|name| !left_out(name)).collect();
+    assert_eq!(passed, expected);
 }
