@@ -1,4 +1,5 @@
-"""Sends identity headers in every spelling through real gateways, and looks at what the service behind them receives.
+"""Sends identity headers in every spelling through real gateways, and paths that lead elsewhere than they seem to. Looks at
+what the service behind them receives.
 
     spoofing.py AUTH_ADDRESS TRAEFIK ENVOY <access-token
 
@@ -9,18 +10,27 @@ reached the service, or where somebody passed who must not.
 import http.server
 import json
 import pathlib
+import posixpath
+import re
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import urllib.parse
 
 AUTH, TRAEFIK, ENVOY = sys.argv[1:4]
 TOKEN = sys.stdin.read().strip()
 CONFIGURATION = pathlib.Path(__file__).parents[2] / "deploy/gateways"
 NAMES = ["X-Auth-Email", "X-Auth-Role", "X-Auth-Session", "X-Auth-Expires"]
 SPOOFED = "spoofed-by-the-client"
+# All of them are /cart for a service that decodes and resolves them.
+DETOURS = [
+    "/catalog/../cart", "/catalog/./../cart", "/catalog/%2e%2e/cart", "/catalog/.%2E/cart", "/catalog/..%2fcart",
+    "/catalog%2f..%2fcart", "/catalog/..%5ccart", "/catalog/..\\cart", "/catalog/..;/cart", "/catalog/..;x=1/cart",
+    "/catalog/x/../../cart", "/catalog//../cart", "//cart", "/%63art", "/catalog/..", "/catalog/../cart?optional=1",
+]  # fmt: skip
 NGINX = "daemon off; pid nginx.pid; worker_processes 1; events {} http { access_log off; include nginx.conf; }"
 
 
@@ -33,6 +43,7 @@ class Shop(http.server.BaseHTTPRequestHandler):
         body = json.dumps(self.headers.items()).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Path", self.path)
         self.end_headers()
         self.wfile.write(body)
 
@@ -87,7 +98,18 @@ def check(port):
     assert status == 401 and "x-auth-reason: invalid" in head, f"a bad token: {head}"
     status, head, _ = request(port, "/cart?optional=1", [])
     assert status != 200, f"the client's own query: {head}"
+    for path in DETOURS:
+        tried += 1
+        status, head, _ = request(port, path, [])
+        reached = re.search(r"^x-path: (\S*)", head, re.MULTILINE)
+        assert not (reached and resolved(reached[1]).startswith("/cart")), f"{path} without a token: reached the service"
     return tried
+
+
+def resolved(path):
+    """The path as a service may read it."""
+    plain = urllib.parse.unquote(path.partition("?")[0]).replace("\\", "/")
+    return "/" + posixpath.normpath(re.sub(";[^/]*", "", plain)).lstrip("/")
 
 
 def configure(work, port, shop):
@@ -151,7 +173,7 @@ def main():
             with open(work / f"{gateway}.log", "w+") as log:
                 try:
                     process = start(command, work, port, log)
-                    print(f"{gateway}: {check(port)} requests with headers of the client, none reached the service")
+                    print(f"{gateway}: {check(port)} requests with headers or detours of the client, none reached the service")
                 except AssertionError as error:
                     failed = 1
                     print(f"{gateway}: FAILED: {error}\n{(work / f'{gateway}.log').read_text()[-2000:]}")
