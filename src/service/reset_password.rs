@@ -23,14 +23,14 @@ const EVENT: &str = "password_reset";
 /// Resets a password. All sessions of the user end, all tokens in mails are void, and the address is verified, because the
 /// mail was read. Failed logins from this network do not count any more.
 pub async fn reset_password(app: &App, token: &MailToken, new: Password, client: &ClientInfo) -> Result<(), Error> {
-    let slot = app.hasher.acquire().await?;
     let token = &token.hash();
-    // So that only a good token buys a hash. Whether it is still good is decided when it is spent.
+    // So that only a good token buys a hash, or a place in the queue for one. Whether it is still good is decided when it
+    // is spent.
     let Some((user_id, email)) = &db::mail_tokens::find_reset(&app.db, token, app.clock.now()).await? else {
         return refused(None, client);
     };
     let user_id = *user_id;
-    let hash = &slot.hash(new).await?;
+    let hash = &app.hasher.acquire().await?.hash(new).await?;
     let now = app.clock.now();
     let notice = &mail::notice(&app.config.mail, Template::PasswordReset, user_id, client.locale, now);
     let failed_logins = &app.config.throttle.then(|| throttle::login_of_account(email, client.ip));
