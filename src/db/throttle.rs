@@ -11,6 +11,9 @@ use crate::domain::throttle::Bucket;
 /// Takes back one event in each of these buckets, which are locked in the order of their keys. (A login that opens a session
 /// does so with it, see `db::sessions::NewSession`.)
 pub async fn take_back(executor: impl PgExecutor<'_>, buckets: &[Bucket]) -> sqlx::Result<()> {
+    if buckets.is_empty() {
+        return Ok(());
+    }
     sqlx::query!(
         r"
         INSERT INTO auth_throttle AS bucket (key, tat)

@@ -70,8 +70,12 @@ impl Hasher {
         })
     }
 
-    /// Admits a caller that is going to hash or verify one password, or refuses it, before anything else is spent on the
-    /// request, when that would take too long.
+    /// Refuses a request that is going to need a hash, before anything else is spent on it, when that would take too long.
+    pub fn check_room(&self) -> Result<(), Overloaded> {
+        self.pool.check_room()
+    }
+
+    /// Admits a caller that hashes or verifies one password next, or refuses it when that would take too long.
     pub async fn acquire(&self) -> Result<HashSlot<'_>, Overloaded> {
         let expected = self.shared.timings.lock().current();
         let slot = self.pool.acquire(expected).await?;

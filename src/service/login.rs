@@ -19,6 +19,7 @@ use crate::domain::password::{Password, PasswordHash, Verdict};
 use crate::domain::throttle::{self, Bucket};
 use crate::domain::tokens::TokenPair;
 use crate::error::Error;
+use crate::passwords::hasher::HashSlot;
 
 /// How often a login starts over because the account's hash changed meanwhile.
 const ATTEMPTS: usize = 3;
@@ -83,7 +84,7 @@ pub(super) async fn verify_password(
     password: &Password,
     client: &ClientInfo,
 ) -> Result<VerifiedAccount, Error> {
-    let slot = app.hasher.acquire().await?;
+    app.hasher.check_room()?;
     let buckets = if app.config.throttle { throttle::login(email, client.ip) } else { Vec::new() };
     let lookup = Lookup { email: email.clone(), client: client.ip, buckets, now: app.clock.now() };
     let found = app.account_lookups.submit(lookup).await?;
@@ -95,6 +96,7 @@ pub(super) async fn verify_password(
             return Err(Error::Throttled(wait));
         }
     };
+    let slot = slot_for_counted(app, &counted).await?;
     let stored = found.account.as_ref().map(|account| account.password_hash.clone());
     let checked = slot.verify(password.clone(), stored).await?;
     if let (Verdict::Match { .. }, Some(account)) = (checked.verdict, found.account) {
@@ -108,4 +110,16 @@ pub(super) async fn verify_password(
     }
     audit(client, event, "invalid", user_id, None);
     Err(Error::InvalidCredentials)
+}
+
+/// A slot in the queue for hashing, for an attempt that fits in its buckets. One that does not fit takes none: it costs its
+/// sender nothing, and many of them would keep the queue full. Where the queue is full by now, it was no attempt.
+pub(super) async fn slot_for_counted<'a>(app: &'a App, counted: &[Bucket]) -> Result<HashSlot<'a>, Error> {
+    match app.hasher.acquire().await {
+        Ok(slot) => Ok(slot),
+        Err(overloaded) => {
+            db::throttle::take_back(&app.db, counted).await?;
+            Err(overloaded.into())
+        }
+    }
 }

@@ -4,6 +4,7 @@ use uuid::Uuid;
 
 use super::audit::audit;
 use super::bearer::require_admin;
+use super::login::slot_for_counted;
 use crate::app::App;
 use crate::db;
 use crate::db::users::{Counted, Lookup, Verification};
@@ -31,19 +32,22 @@ pub async fn register(
             _ => Error::RoleNotOpen,
         })?;
     }
-    let slot = app.hasher.acquire().await?;
+    app.hasher.check_room()?;
     let buckets = if app.config.throttle { throttle::register(client.ip) } else { Vec::new() };
     let lookup = Lookup { email: email.clone(), client: client.ip, buckets, now: app.clock.now() };
     let found = app.account_lookups.submit(lookup).await?;
-    if let Counted::Refused(wait) = found.counted {
-        audit(client, "register", "throttled", None, None);
-        return Err(Error::Throttled(wait));
-    }
+    let counted = match found.counted {
+        Counted::In(buckets) => buckets,
+        Counted::Refused(wait) => {
+            audit(client, "register", "throttled", None, None);
+            return Err(Error::Throttled(wait));
+        }
+    };
     if let Some(account) = found.account {
         audit(client, "register", "email_taken", Some(account.user.id), None);
         return Err(Error::EmailTaken);
     }
-    let hash = slot.hash(password).await?;
+    let hash = slot_for_counted(app, &counted).await?.hash(password).await?;
     let (hash, now) = (&hash, app.clock.now());
     let verification =
         if app.config.mail.is_on() { Verification::Mail(Uuid::now_v7(), client.locale) } else { Verification::None };

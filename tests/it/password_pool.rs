@@ -70,6 +70,30 @@ async fn a_caller_that_would_wait_too_long_is_refused_at_once(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn a_request_takes_no_place_until_it_is_known_to_need_a_hash(pool: PgPool) {
+    // Room for one.
+    let app = TestApp::with(pool, &["--password-hash-max-wait-ms=1"]);
+    let mut holder = app.db.begin().await.unwrap();
+    sqlx::query("LOCK TABLE users IN ACCESS EXCLUSIVE MODE").execute(&mut *holder).await.unwrap();
+    let body = json!({"email": "cust@example.com", "password": PASSWORD});
+    let requests = ["/auth/login", "/auth/register"].map(|path| {
+        let (app, body) = (app.clone(), body.clone());
+        tokio::spawn(async move { app.post(path, body).await })
+    });
+    app.until_blocked(1).await;
+    // Others would be refused while throttled attempts, which cost nothing, are looked up.
+    let slot = app.app.hasher.acquire().await.expect("what is looked up holds a place");
+    holder.commit().await.unwrap();
+    for request in requests {
+        assert_shed(&request.await.unwrap());
+    }
+    drop(slot);
+    let counted = sqlx::query_scalar("SELECT count(*) FROM auth_throttle WHERE tat > $1").bind(app.now());
+    let counted: i64 = counted.fetch_one(&app.db).await.unwrap();
+    assert_eq!(counted, 0, "what was refused counts as an attempt");
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
 async fn a_crowd_is_answered_or_shed_and_never_hangs(pool: PgPool) {
     let app = TestApp::with(pool, &["--password-hash-max-wait-ms=200", "--throttle=off"]);
     app.register("cust@example.com", "customer").await;

@@ -129,6 +129,11 @@ impl WorkerPool {
         Ok(slot)
     }
 
+    /// Refuses a caller as [`acquire`](Self::acquire) would now, and admits none.
+    pub fn check_room(&self) -> Result<(), Overloaded> {
+        self.shared.check_room(&self.shared.state.lock())
+    }
+
     /// Whether no worker has ended, which only a bug can do.
     pub fn is_complete(&self) -> bool {
         self.workers.iter().all(|worker| !worker.is_finished())
@@ -239,12 +244,17 @@ impl Shared {
         }
     }
 
+    fn check_room(&self, state: &State) -> Result<(), Overloaded> {
+        if self.wait(state) > self.settings.max_wait {
+            self.metrics.hash_shed.inc();
+            return Err(self.overloaded(state));
+        }
+        Ok(())
+    }
+
     fn admit(&self, expected: Duration) -> Result<(Slot<'_>, Instant), Overloaded> {
         let mut state = self.state.lock();
-        if self.wait(&state) > self.settings.max_wait {
-            self.metrics.hash_shed.inc();
-            return Err(self.overloaded(&state));
-        }
+        self.check_room(&state)?;
         // The first caller of a group sets the time for all of it.
         let now = Instant::now();
         if state.queue.is_empty() || state.release_at <= now {
