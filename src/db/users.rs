@@ -74,6 +74,9 @@ impl BatchedCall for Lookup {
     /// lower-cased one, then the oldest. (`lower()` of the server knows only what its locale knows, hence both
     /// lower-cased forms.)
     ///
+    /// A network is known if one of the account's last thousand sessions is from it. There may be very many, and anybody can
+    /// try to log in.
+    ///
     /// An attempt is counted before its password is verified, so that of many at once no more are verified than fit. Of
     /// the attempts of a batch the first ones fit. Buckets are locked in the order of their keys; where one has less room
     /// by then than the statement saw, because of another batch, the attempts of this batch do not fit. Where a connection
@@ -113,7 +116,10 @@ impl BatchedCall for Lookup {
                 LEFT JOIN auth_throttle AS bucket USING (key)
                 WHERE CASE WHEN event.spares_known_networks AND bucket.tat > $4::timestamp
                     THEN NOT EXISTS (
-                        SELECT FROM sessions WHERE sessions.user_id = found.id AND sessions.ip <<= found.network
+                        SELECT FROM (
+                            SELECT ip FROM sessions WHERE sessions.user_id = found.id ORDER BY sessions.id DESC LIMIT 1000
+                        ) AS recent
+                        WHERE recent.ip <<= found.network
                     )
                     ELSE true END
             ), ranked AS (

@@ -309,6 +309,31 @@ async fn an_account_tried_from_many_networks_is_closed_to_new_ones_and_open_to_i
 }
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn a_network_that_no_recent_session_is_from_is_new_again(pool: PgPool) {
+    let app = TestApp::new(pool);
+    app.register("cust@example.com", "customer").await;
+    pair(&login_from(&app, "198.51.100.8", "cust@example.com", PASSWORD).await);
+    let limit = throttle::LOGIN_ACCOUNT_ELSEWHERE;
+    sqlx::query("INSERT INTO auth_throttle (key, tat) VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET tat = $2")
+        .bind(&login_keys("198.51.100.8")[ELSEWHERE])
+        .bind(app.now() + limit.interval * limit.burst + TimeDelta::minutes(1))
+        .execute(&app.db)
+        .await
+        .unwrap();
+    pair(&login_from(&app, "198.51.100.8", "cust@example.com", PASSWORD).await);
+    // However many there are, a thousand are looked at: otherwise each attempt would cost more than the one before.
+    app.execute(
+        "INSERT INTO sessions (id, user_id, created_at, last_seen_at, ended_at, end_reason, ip)
+         SELECT ('ffffffff-0000-4000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, (SELECT id FROM users),
+                now(), now(), now(), 'logout', '203.0.113.9'
+         FROM generate_series(1, 1000) AS n",
+    )
+    .await;
+    assert_throttled(&login_from(&app, "198.51.100.8", "cust@example.com", PASSWORD).await);
+    pair(&login_from(&app, "203.0.113.9", "cust@example.com", PASSWORD).await);
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
 async fn a_site_has_a_wide_limit_for_all_its_networks_together(pool: PgPool) {
     let app = TestApp::new(pool);
     for (key, limit) in [
