@@ -55,20 +55,25 @@ pub enum Decision {
 impl BatchedCall for Rotation {
     type Answer = Decision;
 
-    /// A token that several calls bring goes in once, for the first of them; the others find it used while they were
-    /// executed. Rows are locked in the order of their `jti`, by every batch of every replica.
+    /// A token that several calls bring goes in once, for the first of them. Where that exchanges it, the others find it used
+    /// while they were executed; else they get the same refusal. Rows are locked in the order of their `jti`, by every batch
+    /// of every replica.
     ///
     /// The key of a rotation is the `jti` of the successor: a token whose successor it is was exchanged by an earlier attempt.
     async fn execute(connection: &mut PgConnection, calls: &[&Self]) -> sqlx::Result<Vec<Self::Answer>> {
-        let token = |&index: &usize| (calls[index].presented.jti.as_str(), calls[index].presented.hash.as_str());
-        let mut firsts: Vec<usize> = (0..calls.len()).collect();
+        let token = |index: usize| (calls[index].presented.jti.as_str(), calls[index].presented.hash.as_str());
+        let mut order: Vec<usize> = (0..calls.len()).collect();
         // Stable: who brought a token first stays first.
-        firsts.sort_by(|a, b| token(a).cmp(&token(b)));
-        firsts.dedup_by(|a, b| token(a) == token(b));
-        let rotations: Vec<&Self> = firsts.iter().map(|&index| calls[index]).collect();
-        let mut answers = vec![Decision::Refused { overlapped: true }; calls.len()];
-        for (index, answer) in firsts.into_iter().zip(rotate(connection, &rotations).await?) {
-            answers[index] = answer;
+        order.sort_by(|a, b| token(*a).cmp(&token(*b)));
+        let of_one_token: Vec<&[usize]> = order.chunk_by(|a, b| token(*a) == token(*b)).collect();
+        let rotations: Vec<&Self> = of_one_token.iter().map(|indices| calls[indices[0]]).collect();
+        let mut answers = vec![Decision::Refused { overlapped: false }; calls.len()];
+        for (indices, answer) in of_one_token.into_iter().zip(rotate(connection, &rotations).await?) {
+            let overlapped = !matches!(answer, Decision::Refused { overlapped: false });
+            for &other in &indices[1..] {
+                answers[other] = Decision::Refused { overlapped };
+            }
+            answers[indices[0]] = answer;
         }
         Ok(answers)
     }

@@ -4,6 +4,10 @@
 //! meanwhile are in the next batch.
 
 use auth::clock::Clock;
+use auth::db::batch::BatchedCall;
+use auth::db::refresh_tokens::{Decision, Rotation};
+use auth::domain::client::ClientInfo;
+use auth::domain::mail::Locale;
 use sqlx::{PgPool, PgTransaction};
 use tokio::task::JoinHandle;
 
@@ -250,4 +254,35 @@ async fn a_server_that_goes_down_has_refused_nothing_and_the_batch_is_sent_again
     }
     // The calls were not split.
     assert_eq!(rotations(&recorder), 2 + 3, "twice, and the successors");
+}
+
+/// What a request with this token submits.
+fn rotation(app: &TestApp, token: &str) -> Rotation {
+    let now = app.clock.now();
+    let presented = app.app.tokens.verify_refresh(token, now).claims.unwrap();
+    let session_id = presented.session_id.unwrap();
+    let (_, next) = app.app.tokens.issue_refresh(&presented.subject, session_id, now);
+    let client = ClientInfo::new(None, [127, 0, 0, 1].into(), Locale::default());
+    let revocations = app.app.revocations.clone();
+    Rotation { presented, session_id, next, client, max_sessions: 100, revocations, limit: None, now }
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn only_a_token_that_the_batch_exchanges_is_one_that_overlapped(pool: PgPool) {
+    let app = TestApp::new(pool);
+    let first = app.customer("cust@example.com").await;
+    let second = pair(&app.refresh(&first.refresh).await);
+    let rotations = [&first, &second, &first, &second].map(|tokens| rotation(&app, &tokens.refresh));
+    let mut connection = app.db.acquire().await.unwrap();
+    let decisions = Rotation::execute(&mut connection, &rotations.each_ref()).await.unwrap();
+    let outcomes: Vec<_> = decisions
+        .iter()
+        .map(|decision| match decision {
+            Decision::Rotated(_) => "rotated",
+            Decision::Refused { overlapped: true } => "overlapped",
+            Decision::Refused { overlapped: false } => "used before",
+        })
+        .collect();
+    // An overlap would give the successor to whoever stole the token that was used before.
+    assert_eq!(outcomes, ["used before", "rotated", "used before", "overlapped"]);
 }
