@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use parking_lot::Mutex;
 
-use crate::domain::network::{TrustedProxies, counted_network};
+use crate::domain::network::{TrustedProxies, counted_network, counted_site};
 
 /// Connections beyond the limit, on which only probes are answered.
 pub(super) const PROBE_CONNECTIONS: usize = 32;
@@ -42,10 +42,11 @@ impl ConnectionLimits {
         Self { limit, trusted_proxies, general: Arc::default(), probes: Arc::default() }
     }
 
-    /// A permit for a connection from `peer`. A gateway may have all, anybody else a quarter.
+    /// A permit for a connection from `peer`. A gateway may have all, anybody else a quarter: an IPv4 address, or an IPv6
+    /// /48, because one customer commonly has many /64s.
     pub(super) fn acquire(&self, peer: IpAddr) -> Option<Permit> {
         let share = if self.trusted_proxies.trusts(peer) { self.limit } else { (self.limit / 4).max(1) };
-        let peer = counted_network(peer);
+        let peer = counted_site(peer).unwrap_or_else(|| counted_network(peer));
         let general = Permit::new(&self.general, self.limit, peer, share, false);
         general.or_else(|| Permit::new(&self.probes, PROBE_CONNECTIONS, peer, PROBE_CONNECTIONS_PER_PEER, true))
     }
@@ -73,5 +74,18 @@ impl Drop for Permit {
             Some(of_peer) if *of_peer > 1 => *of_peer -= 1,
             _ => _ = out.by_peer.remove(&self.peer),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_site_has_the_share_of_one_peer_whichever_of_its_networks_it_comes_from() {
+        let limits = ConnectionLimits::new(8, TrustedProxies::default());
+        let permits = ["2001:db8:0:1::1", "2001:db8:0:2::1", "2001:db8:0:3::1", "2001:db8:1::1", "::ffff:192.0.2.1"]
+            .map(|peer| limits.acquire(peer.parse().unwrap()).unwrap());
+        assert_eq!(permits.each_ref().map(|permit| permit.probes_only), [false, false, true, false, false]);
     }
 }
