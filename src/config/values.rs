@@ -75,12 +75,14 @@ pub(super) fn listen_addr(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| format!("must be an address and port such as 127.0.0.1:8000, not '{text}'"))
 }
 
-/// Without a user, because it is printed.
+/// Without a user and a query, which may be secret, because it is printed. And a path follows it.
 pub(super) fn http_url(text: &str) -> Result<String, String> {
     let url = Url::parse(text).ok().filter(|url| {
-        ["http", "https"].contains(&url.scheme()) && url.username().is_empty() && url.password().is_none()
+        let is_bare = url.username().is_empty() && url.password().is_none() && url.query().or(url.fragment()).is_none();
+        ["http", "https"].contains(&url.scheme()) && is_bare
     });
-    url.map(|_| text.to_owned()).ok_or_else(|| "must be a URL without a user, such as http://collector:4318".to_owned())
+    let problem = || "must be a URL without user and query, such as http://collector:4318".to_owned();
+    url.map(|_| text.to_owned()).ok_or_else(problem)
 }
 
 pub(super) fn log_level(text: &str) -> Result<String, String> {

@@ -143,6 +143,10 @@ fn a_value_that_cannot_be_is_refused_with_a_sentence() {
             "REGISTER_OPEN_ROLES has 'customer admin', but roles are written with commas between them, as in customer,admin",
         ),
         (
+            "--otel-exporter-otlp-endpoint=http://collector:4318?key=hidden",
+            "OTEL_EXPORTER_OTLP_ENDPOINT must be a URL without user and query, such as http://collector:4318",
+        ),
+        (
             "--cors-allowed-origins=https://Shop.example/cart,http://u:hidden@a.example:80,https://*.shop.example",
             "CORS_ALLOWED_ORIGINS has 'https://Shop.example/cart', but browsers send it as https://shop.example, \
              an entry, but browsers send it as http://a.example, \
