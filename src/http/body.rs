@@ -1,5 +1,7 @@
 //! Reading the body of a request: how much of it, as which format, and into what.
 
+use std::time::Duration;
+
 use axum::body::Body as RawBody;
 use axum::extract::{FromRequest, Request};
 use axum::http::HeaderValue;
@@ -7,15 +9,21 @@ use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
 use axum::http::request::Parts;
 use http_body_util::BodyExt as _;
 use serde_json::{Map, Value};
+use tokio::sync::Semaphore;
 
 use super::error::ApiError;
 use super::fields::{FieldError, Fields};
 use super::json::{self, JsonError};
 use super::problem::{Context, Location, Problem};
 use crate::app::App;
+use crate::error::Error;
 
 /// Largest body that is read.
 const MAX_BODY_BYTES: usize = 64 * 1024;
+/// A larger body takes one of [`LARGE_BODIES`]. None that this service has a use for is as large.
+const SMALL_BODY_BYTES: u64 = 8 * 1024;
+/// How many larger bodies are held at once: else those of many slow clients would fill the memory.
+static LARGE_BODIES: Semaphore = Semaphore::const_new(128);
 /// How much of a larger body is received and thrown away, so that its sender gets to see the answer: one who is still
 /// sending when the connection closes mostly sees only that.
 const MAX_DISCARDED_BYTES: u64 = 4 * 1024 * 1024;
@@ -50,12 +58,16 @@ async fn read(parts: &Parts, mut body: RawBody) -> Result<Vec<u8>, ApiError> {
     }
     let mut bytes = Vec::new();
     let mut received = 0;
+    let mut permit = None;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| ApiError::UnreadableBody)?;
         let Ok(data) = frame.into_data() else { continue };
         received += data.len() as u64;
         if received > MAX_DISCARDED_BYTES {
             break;
+        }
+        if received > SMALL_BODY_BYTES && permit.is_none() {
+            permit = Some(LARGE_BODIES.try_acquire().map_err(|_| Error::Busy(Duration::from_secs(1)))?);
         }
         if received <= MAX_BODY_BYTES as u64 {
             bytes.extend_from_slice(&data);

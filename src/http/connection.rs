@@ -38,8 +38,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 const MIN_BYTES_PER_SECOND: u32 = 4096;
 /// How long a new connection has to complete its first head when the service shuts down.
 const DRAIN_QUIET_PERIOD: Duration = Duration::from_secs(1);
-/// Largest head.
-const MAX_HEAD_BYTES: usize = 64 * 1024;
+/// How much of a head is read before it is refused, up to a last piece of the same size. Also bounds the memory of a
+/// connection whose client sends slowly.
+const MAX_HEAD_BYTES: usize = 32 * 1024;
 
 /// Stands in requests whose connection is for probes only.
 #[derive(Clone, Copy)]

@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, Method, Request};
+use futures_util::{StreamExt, stream};
 use hyper::body::Frame;
 use serde_json::json;
 use sqlx::PgPool;
+use tokio::task::JoinSet;
 
 use crate::recorder::Recorder;
 use crate::support::{Answer, PASSWORD, TestApp};
@@ -168,6 +170,27 @@ async fn a_body_has_at_most_64_kib(pool: PgPool) {
     let endless = Request::post("/auth/login").body(Body::new(endless)).unwrap();
     app.send(endless).await.assert_detail(413, "Request body too large");
     assert_eq!(app.rows().await, before);
+}
+
+#[sqlx::test(migrator = "auth::db::MIGRATOR")]
+async fn of_many_large_bodies_that_do_not_end_few_are_held(pool: PgPool) {
+    let app = TestApp::new(pool);
+    let mut large = JoinSet::new();
+    for _ in 0..200 {
+        let app = app.clone();
+        let begun = stream::iter([Ok::<_, std::io::Error>(Bytes::from(vec![b' '; 10_000]))]);
+        let body = Body::from_stream(begun.chain(stream::pending()));
+        large.spawn(async move { app.send(Request::post("/auth/login").body(body).unwrap()).await });
+    }
+    for _ in 128..200 {
+        let answer = large.join_next().await.unwrap().unwrap();
+        answer.assert_detail(503, "Service busy, try again later");
+    }
+    // They are in nobody's way.
+    assert_eq!(app.try_login("nobody@example.com", "not the password").await.status, 401);
+    large.shutdown().await;
+    let complete = format!("{}{}", " ".repeat(60_000), json!({"refresh_token": "x"}));
+    assert_eq!(app.post_raw("/auth/refresh", None, complete).await.status, 401);
 }
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
