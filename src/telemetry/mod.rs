@@ -73,8 +73,12 @@ where
         LogFormat::Pretty => lines.with_target(false).boxed(),
     };
     // A line names the innermost span that its filter lets pass, which is to be the request's.
-    let for_export = format!("{}=off", traces::TARGET).parse().expect("BUG: it is a directive");
-    let filter = filter.add_directive(for_export);
+    let for_export = format!("{}=off", traces::TARGET);
+    // These tell the collector's URL, in which a key may stand.
+    let silent = [&for_export, "opentelemetry-otlp=off", "hyper_util::client=off"];
+    let filter = silent
+        .into_iter()
+        .fold(filter, |filter, directive| filter.add_directive(directive.parse().expect("BUG: it is a directive")));
     match provider {
         // One filter for all costs less than one for each layer.
         None => tracing_subscriber::registry().with(lines).with(filter).into(),

@@ -109,6 +109,22 @@ async fn sign_up(service: &Service) -> Value {
 }
 
 #[tokio::test]
+async fn the_log_does_not_say_what_is_secret_in_the_collectors_url() {
+    let database = Database::create().await;
+    let endpoint = "http://user:hidden-pass@127.0.0.1:9/v1/traces?key=hidden-key";
+    let settings = [
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", endpoint),
+        ("OTEL_BSP_SCHEDULE_DELAY", "20"),
+        ("LOG_FORMAT", "json"),
+        ("LOG_LEVEL", "trace"),
+    ];
+    let service = Service::start_with(&database.dsn(), &settings).await;
+    sign_up(&service).await;
+    logged(&service, "name", "BatchSpanProcessor.ExportError", 0).await;
+    assert!(!service.log().contains("hidden"), "{}", service.log());
+}
+
+#[tokio::test]
 async fn one_login_and_one_refresh_are_followed_from_the_gateway_to_the_statement() {
     let (database, collector) = (Database::create().await, Collector::start().await);
     let service = traced(&database, collector.address, &[("TRUSTED_PROXIES", "127.0.0.0/8")]).await;
