@@ -14,7 +14,7 @@
 //!   fails its batch, and the worker begins anew.
 //! - **A lost connection** leaves open whether the commit was reached. The same calls are sent again on another connection
 //!   while their callers wait, in a task of their own that holds up no other batch. [`BatchedCall`] demands that this does no
-//!   work twice, also where the first attempt still waits for a lock (`db::certain`). The attempts end when no caller waits
+//!   work twice, also where the first attempt still waits for a lock (`db::retry`). The attempts end when no caller waits
 //!   any more; what then becomes of the work is for `db::unanswered` to settle.
 //! - **An unreachable database** fails the calls of which nothing was sent, after seconds.
 //! - **Back-pressure.** The channel is first come, first served. When it is full, callers are refused. A caller that went
@@ -32,7 +32,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 use tracing::{Instrument as _, Span};
 
-use super::{certain, database_message, within};
+use super::{database_message, retry, within};
 use crate::{background, traces};
 
 /// Calls that may wait; a few seconds' worth.
@@ -216,7 +216,7 @@ async fn work<C: BatchedCall>(pool: PgPool, shared: Arc<Shared<C>>, max_batch: u
         if !batch.drop_abandoned() {
             continue;
         }
-        match certain::acquire(&pool).await {
+        match retry::acquire(&pool).await {
             Ok(connection) => {
                 if let Err(error) = batch.execute_on(connection).await {
                     let calls = batch.calls.len();
@@ -261,7 +261,7 @@ impl<C: BatchedCall> Batch<C> {
                 }
                 return Ok(());
             }
-            Err(error) if certain::is_lost(&error) => return Err(error),
+            Err(error) if retry::is_lost(&error) => return Err(error),
             Err(error) => error,
         };
         // It panicked, perhaps after the commit.
@@ -293,7 +293,7 @@ impl<C: BatchedCall> Batch<C> {
     async fn execute_until_known(mut self, pool: PgPool) {
         while self.drop_abandoned() {
             tokio::time::sleep(RESEND_PAUSE).await;
-            let outcome = match certain::acquire(&pool).await {
+            let outcome = match retry::acquire(&pool).await {
                 Ok(connection) => self.execute_on(connection).await,
                 Err(error @ sqlx::Error::PoolClosed) => return self.fail(error),
                 Err(error) => Err(error),

@@ -5,13 +5,13 @@
 
 mod adoption;
 pub mod batch;
-pub mod certain;
 pub mod cleanup;
 pub mod mail_outbox;
 pub mod mail_tokens;
 pub mod migrations;
 mod pools;
 pub mod refresh_tokens;
+pub mod retry;
 pub mod revocations;
 pub mod schema;
 pub mod server;

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use sqlx::{PgConnection, PgPool};
 
-use super::{certain, database_message};
+use super::{database_message, retry};
 use crate::background;
 
 /// How long a statement may be under way that was sent before: the server's limit (`db::pools`), doubled.
@@ -108,7 +108,7 @@ impl<W: Settle> Unanswered<W> {
         let writes: &Vec<Arc<W>> = &self.0.list.lock().writes.iter().filter_map(to_settle).collect();
         let began = Instant::now();
         if !writes.is_empty() {
-            certain::execute(&self.0.pool, |mut connection, _| async move { W::settle(&mut connection, writes).await })
+            retry::execute(&self.0.pool, |mut connection, _| async move { W::settle(&mut connection, writes).await })
                 .await?;
         }
         self.0.list.lock().writes.retain(|remembered| {

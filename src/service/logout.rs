@@ -27,7 +27,7 @@ pub async fn logout(app: &App, token: &str, scope: Scope, client: &ClientInfo) -
     // Of the others; the token's own has logged out.
     let ending = &Ending::new(&app.revocations, EndReason::LoggedOutElsewhere, now);
     if scope == Scope::This {
-        let user = db::certain::execute(&app.db, |mut connection, _| async move {
+        let user = db::retry::execute(&app.db, |mut connection, _| async move {
             db::sign_out::log_out(&mut connection, ending, presented).await
         });
         let user = user.await?;
@@ -39,7 +39,7 @@ pub async fn logout(app: &App, token: &str, scope: Scope, client: &ClientInfo) -
     let owner = owner.filter(|owner| owner.current).ok_or(Error::RefreshRefused(None))?;
     let others = owner.session_id.map_or(Except::Token(&presented.jti), Except::Session);
     // Once more, it finds nothing left to end.
-    let ended = db::certain::execute(&app.db, |mut connection, _| async move {
+    let ended = db::retry::execute(&app.db, |mut connection, _| async move {
         let mut transaction = connection.begin().await?;
         db::sign_out::end_all(&mut transaction, ending, owner.user_id, others).await?;
         if scope == Scope::All {

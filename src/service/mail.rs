@@ -69,7 +69,7 @@ pub(super) async fn request(
 ) -> Result<(), Error> {
     let limited = app.config.throttle;
     let buckets = &if limited { throttle::mail(mail.template, email, client.ip) } else { Vec::new() };
-    let wait = db::certain::execute(&app.db, |mut connection, _| async move {
+    let wait = db::retry::execute(&app.db, |mut connection, _| async move {
         db::mail_outbox::insert(&mut *connection, mail, buckets).await
     });
     let wait = wait.await?;
@@ -160,7 +160,7 @@ pub async fn finish(app: &App, mail: &Claimed, outcome: &Result<(), SendError>) 
         Err(SendError::Failed(reason)) if due_at < mail.give_up_at => ("retried", Some(due_at), Some(reason)),
         Err(SendError::Failed(reason) | SendError::Rejected(reason)) => ("dead", None, Some(reason)),
     };
-    let noted = db::certain::execute(&app.db, |mut connection, _| async move {
+    let noted = db::retry::execute(&app.db, |mut connection, _| async move {
         match reason {
             None => db::mail_outbox::sent(&mut *connection, mail.id, now).await,
             Some(reason) => db::mail_outbox::failed(&mut *connection, mail, reason, due_at, now).await,

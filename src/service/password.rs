@@ -48,7 +48,7 @@ pub async fn change_password(
     let notice = &mail::notice(&app.config.mail, Template::PasswordChanged, user_id, client.locale, session.now);
     let ending = &Ending::new(&app.revocations, EndReason::PasswordChanged, session.now);
     let answer = app.unanswered_logins.expect(session.opened());
-    let changed = db::certain::execute(&app.db, |mut connection, again| async move {
+    let changed = db::retry::execute(&app.db, |mut connection, again| async move {
         let mut transaction = connection.begin().await?;
         let mut opened = NewSession::execute(&mut transaction, &[session]).await?;
         if again && opened != [true] {

@@ -138,7 +138,7 @@ async fn refused(
     now: DateTime<Utc>,
 ) -> Result<Outcome, Error> {
     let limit = app.config.throttle.then_some(REFRESH_SESSION);
-    let state = db::certain::execute(&app.db, |mut connection, _| async move {
+    let state = db::retry::execute(&app.db, |mut connection, _| async move {
         db::refresh_tokens::classify_refused(&mut *connection, presented, limit, now).await
     });
     let state = state.await?;
@@ -202,7 +202,7 @@ fn sign_again(app: &App, presented: &RefreshClaims, used: &Used, now: DateTime<U
 async fn end_stolen_session(app: &App, used: &Used, actor: Actor) -> sqlx::Result<()> {
     let (user_id, id) = (used.user_id, used.session_id);
     let ending = &Ending::new(&app.revocations, EndReason::ReplayDetected, app.clock.now());
-    let ended = db::certain::execute(&app.db, |mut connection, _| async move {
+    let ended = db::retry::execute(&app.db, |mut connection, _| async move {
         db::sign_out::end_one(&mut connection, ending, user_id, id).await
     });
     let ended = ended.await?;

@@ -51,7 +51,7 @@ pub async fn register(
     let (hash, now) = (&hash, app.clock.now());
     let verification =
         if app.config.mail.is_on() { Verification::Mail(Uuid::now_v7(), client.locale) } else { Verification::None };
-    let created = db::certain::execute(&app.db, |mut connection, again| async move {
+    let created = db::retry::execute(&app.db, |mut connection, again| async move {
         match db::users::insert(&mut *connection, email, hash, role, verification, now).await? {
             // Perhaps an earlier attempt, which was being committed just then.
             None if again => db::users::insert(&mut *connection, email, hash, role, verification, now).await,

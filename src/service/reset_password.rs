@@ -35,7 +35,7 @@ pub async fn reset_password(app: &App, token: &MailToken, new: Password, client:
     let notice = &mail::notice(&app.config.mail, Template::PasswordReset, user_id, client.locale, now);
     let failed_logins = &app.config.throttle.then(|| throttle::login_of_account(email, client.ip));
     let ending = &Ending::new(&app.revocations, EndReason::PasswordReset, now);
-    let reset = db::certain::execute(&app.db, |mut connection, again| async move {
+    let reset = db::retry::execute(&app.db, |mut connection, again| async move {
         let mut transaction = connection.begin().await?;
         if !db::mail_tokens::spend_reset(&mut *transaction, user_id, token, hash, now).await? {
             // Perhaps an earlier attempt has spent it, which may have been committed just then.

@@ -22,7 +22,7 @@ pub async fn end(app: &App, bearer: &Bearer, id: SessionId, client: &ClientInfo)
     let own = bearer.session_id == id;
     let reason = if own { EndReason::Logout } else { EndReason::LoggedOutElsewhere };
     let ending = &Ending::new(&app.revocations, reason, app.clock.now());
-    let ended = db::certain::execute(&app.db, |mut connection, again| async move {
+    let ended = db::retry::execute(&app.db, |mut connection, again| async move {
         let ended = db::sign_out::end_one(&mut connection, ending, user_id, id).await?;
         Ok(ended || again && db::sign_out::count_ended(&mut connection, ending, user_id, Some(id)).await? > 0)
     });
@@ -69,7 +69,7 @@ pub async fn end_of(
     now: DateTime<Utc>,
 ) -> Result<u64, Error> {
     let ending = &Ending::new(revocations, EndReason::ByAdmin, now);
-    let ended = db::certain::execute(pool, |mut connection, again| async move {
+    let ended = db::retry::execute(pool, |mut connection, again| async move {
         let mut transaction = connection.begin().await?;
         let mut ended = match only {
             Some(id) => db::sign_out::end_one(&mut transaction, ending, user_id, id).await?.into(),

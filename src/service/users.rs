@@ -50,7 +50,7 @@ pub async fn create(
 
 /// Gives a user another role. Access tokens that were issued keep the old one until they expire.
 pub async fn set_role(pool: &PgPool, actor: Actor, id: UserId, role: &Role, now: DateTime<Utc>) -> Result<User, Error> {
-    let changed = db::certain::execute(pool, |mut connection, _| async move {
+    let changed = db::retry::execute(pool, |mut connection, _| async move {
         db::users::set_role(&mut connection, id, role, now).await
     });
     finish(actor, "role_change", id, changed.await?)
@@ -65,7 +65,7 @@ pub async fn delete(
     now: DateTime<Utc>,
 ) -> Result<(), Error> {
     let ending = &Ending::new(revocations, EndReason::UserDeleted, now);
-    let deleted = db::certain::execute(pool, |mut connection, again| async move {
+    let deleted = db::retry::execute(pool, |mut connection, again| async move {
         let mut transaction = connection.begin().await?;
         db::sign_out::end_all(&mut transaction, ending, id, Except::Nothing).await?;
         match db::users::delete(&mut transaction, id).await? {

@@ -15,7 +15,7 @@ use crate::error::Error;
 /// Marks the address verified that the token was sent to. The token stays good for its time, so a second click succeeds.
 pub async fn verify_email(app: &App, token: &MailToken, client: &ClientInfo) -> Result<(), Error> {
     let (token, now) = (&token.hash(), app.clock.now());
-    let verified = db::certain::execute(&app.db, |mut connection, _| async move {
+    let verified = db::retry::execute(&app.db, |mut connection, _| async move {
         db::mail_tokens::verify_email(&mut *connection, token, now).await
     });
     let user_id = verified.await?;

@@ -1,4 +1,4 @@
-//! Writes whose outcome is certain: where the connection is lost, the write is done again, and finds what it did.
+//! Writes that are done again where the connection is lost, and find what they did.
 //!
 //! A connection that breaks behind a commit leaves open whether the commit was reached. A client that is told 503 then
 //! would try again, and be refused for what it has done itself: its address is taken, its password is wrong. So each
