@@ -3,6 +3,7 @@
 use auth::app::App;
 use auth::domain::ids::UserId;
 use auth::domain::mail::{Locale, Template};
+use auth::domain::mail_token::MailToken;
 use auth::domain::password::PasswordHash;
 use auth::error::Error;
 use auth::mail::{Content, Mailer, SendError};
@@ -299,4 +300,14 @@ async fn a_cleanup_forgets_spent_mails_and_expired_tokens_and_no_others(pool: Pg
     let report = clean().await;
     assert_eq!((report.mails, report.mail_tokens), (2, 1));
     assert_eq!(app.outbox().await.len(), 1, "one is unsent");
+}
+
+#[test]
+fn a_token_fits_into_a_link_and_does_not_show() {
+    let token = MailToken::generate();
+    assert_eq!(token.expose().len(), 43);
+    assert!(token.expose().bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)));
+    assert!(!format!("{token:?}").contains(token.expose()));
+    assert_ne!(token.expose(), MailToken::generate().expose());
+    assert_eq!(token.hash(), MailToken::presented(token.expose().to_owned()).hash());
 }

@@ -27,6 +27,7 @@ mod forgot_password;
 mod health;
 mod http;
 mod key_attacks;
+mod keys;
 mod login;
 mod login_batch;
 mod logout;
