@@ -2,6 +2,7 @@
 
 mod smtp;
 mod templates;
+mod unencrypted;
 
 use std::net::IpAddr;
 use std::path::Path;

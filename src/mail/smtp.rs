@@ -16,10 +16,11 @@ use parking_lot::Mutex;
 use secrecy::ExposeSecret;
 
 use super::SendError;
+use super::unencrypted::Unencrypted;
 use crate::config::{SmtpServer, SmtpTls};
 
 /// Time for TCP; [`SEND_TIMEOUT`](super::SEND_TIMEOUT) bounds the whole.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection waits for the next mail. Servers close one sooner or later.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_IDLE: usize = 8;
@@ -58,7 +59,7 @@ impl Smtp {
 
     /// Connects and signs in.
     pub(super) async fn check(&self) -> Result<(), SendError> {
-        let mut connection = self.connect().await.map_err(failed)?;
+        let mut connection = self.connect().await?;
         let _ = connection.quit().await;
         Ok(())
     }
@@ -78,24 +79,30 @@ impl Smtp {
         {
             return Ok(connection);
         }
-        let mut connection = self.connect().await.map_err(failed)?;
+        let mut connection = self.connect().await?;
         connection.command(mail).await.map_err(refusal)?;
         Ok(connection)
     }
 
-    async fn connect(&self) -> Result<AsyncSmtpConnection, Error> {
+    async fn connect(&self) -> Result<AsyncSmtpConnection, SendError> {
         let server = (self.server.host.as_str(), self.server.port);
-        let implicit = self.tls.clone().filter(|_| self.server.tls == SmtpTls::Implicit);
-        let mut connection =
-            AsyncSmtpConnection::connect_tokio1(server, Some(CONNECT_TIMEOUT), &self.hello, implicit, None).await?;
-        if let Some(tls) = self.tls.clone()
-            && self.server.tls == SmtpTls::StartTls
-        {
-            connection.starttls(tls, &self.hello).await?;
-        }
+        let mut connection = match self.tls.clone() {
+            Some(tls) if self.server.tls == SmtpTls::StartTls => {
+                let stream =
+                    Unencrypted::connect(server).await.map_err(|error| SendError::Failed(error.to_string()))?;
+                let connection = AsyncSmtpConnection::connect_with_transport(Box::new(stream), &self.hello).await;
+                let mut connection = connection.map_err(failed)?;
+                connection.starttls(tls, &self.hello).await.map_err(failed)?;
+                connection
+            }
+            tls => {
+                let timeout = Some(CONNECT_TIMEOUT);
+                AsyncSmtpConnection::connect_tokio1(server, timeout, &self.hello, tls, None).await.map_err(failed)?
+            }
+        };
         if let Some((user, password)) = &self.server.login {
             let credentials = Credentials::new(user.clone(), password.expose_secret().to_owned());
-            connection.auth(&[Mechanism::Plain, Mechanism::Login], &credentials).await?;
+            connection.auth(&[Mechanism::Plain, Mechanism::Login], &credentials).await.map_err(failed)?;
         }
         Ok(connection)
     }
