@@ -8,7 +8,8 @@ use std::net::IpAddr;
 pub struct TrustedProxies(pub Vec<IpNet>);
 
 impl TrustedProxies {
-    fn contains(&self, address: IpAddr) -> bool {
+    pub fn trusts(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
         self.0.iter().any(|network| network.contains(&address))
     }
 
@@ -18,17 +19,13 @@ impl TrustedProxies {
     pub fn client_address<'a>(&self, peer: IpAddr, forwarded_for: impl DoubleEndedIterator<Item = &'a str>) -> IpAddr {
         let mut client = peer.to_canonical();
         for entry in forwarded_for.rev() {
-            if !self.contains(client) {
+            if !self.trusts(client) {
                 break;
             }
             let Some(address) = parse_hop(entry) else { break };
             client = address.to_canonical();
         }
         client
-    }
-
-    pub fn trusts(&self, peer: IpAddr) -> bool {
-        self.contains(peer.to_canonical())
     }
 }
 
