@@ -30,6 +30,11 @@ pub async fn describe(connection: &mut PgConnection) -> sqlx::Result<Server> {
     sqlx::query_as!(
         Server,
         r#"
+        WITH ours AS (
+            SELECT name, to_regclass(quote_ident(current_schema()) || '.' || name) AS found
+            FROM unnest(ARRAY['users', 'refresh_tokens', 'sessions', 'auth_throttle', 'mail_outbox', 'mail_tokens'])
+                AS name
+        )
         SELECT
             current_setting('server_version_num')::int AS "version_number!",
             current_setting('server_version') AS "version!",
@@ -42,22 +47,15 @@ pub async fn describe(connection: &mut PgConnection) -> sqlx::Result<Server> {
                 AS "max_connections!",
             coalesce(has_schema_privilege(current_schema(), 'CREATE'), false) AS "may_create!",
             ARRAY(
-                SELECT relname::text FROM pg_class
-                WHERE relnamespace = to_regnamespace(quote_ident(current_schema())) AND relkind IN ('r', 'p')
-                  AND relname IN (
-                      'users', 'refresh_tokens', 'sessions', 'auth_throttle', 'mail_outbox', 'mail_tokens'
-                  )
-                  AND NOT (
-                      has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT')
-                      AND has_table_privilege(oid, 'UPDATE') AND has_table_privilege(oid, 'DELETE')
-                  )
-                ORDER BY relname
+                SELECT name FROM ours
+                WHERE NOT (
+                    has_table_privilege(found, 'SELECT') AND has_table_privilege(found, 'INSERT')
+                    AND has_table_privilege(found, 'UPDATE') AND has_table_privilege(found, 'DELETE')
+                )
+                ORDER BY name
             ) AS "closed_tables!",
             ARRAY(
-                SELECT 'table ' || name
-                FROM unnest(ARRAY['users', 'refresh_tokens', 'sessions', 'auth_throttle', 'mail_outbox', 'mail_tokens'])
-                    AS name
-                WHERE to_regclass(quote_ident(current_schema()) || '.' || name) IS NULL
+                SELECT 'table ' || name FROM ours WHERE found IS NULL
                 UNION ALL
                 SELECT 'trigger sessions_number_end'
                 WHERE NOT EXISTS (
