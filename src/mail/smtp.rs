@@ -20,7 +20,7 @@ use super::unencrypted::Unencrypted;
 use crate::config::{SmtpServer, SmtpTls};
 
 /// Time for TCP; [`SEND_TIMEOUT`](super::SEND_TIMEOUT) bounds the whole.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection waits for the next mail. Servers close one sooner or later.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_IDLE: usize = 8;
@@ -88,8 +88,9 @@ impl Smtp {
         let server = (self.server.host.as_str(), self.server.port);
         let mut connection = match self.tls.clone() {
             Some(tls) if self.server.tls == SmtpTls::StartTls => {
-                let stream =
-                    Unencrypted::connect(server).await.map_err(|error| SendError::Failed(error.to_string()))?;
+                let stream = Unencrypted::connect(server, CONNECT_TIMEOUT)
+                    .await
+                    .map_err(|error| SendError::Failed(error.to_string()))?;
                 let connection = AsyncSmtpConnection::connect_with_transport(Box::new(stream), &self.hello).await;
                 let mut connection = connection.map_err(failed)?;
                 connection.starttls(tls, &self.hello).await.map_err(failed)?;
@@ -131,4 +132,34 @@ fn refused(error: Error) -> SendError {
     // 530: the server wants a login first (RFC 4954 §6), which is not the recipient's fault.
     let wants_login = error.status().is_some_and(|code| u16::from(code) == 530);
     if error.is_permanent() && !wants_login { SendError::Rejected(error.to_string()) } else { failed(error) }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_behind_the_one_to_starttls_ends_the_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = SmtpServer { host: "127.0.0.1".to_owned(), port, tls: SmtpTls::StartTls, login: None };
+        let smtp = Smtp::new(server, "shop.example".to_owned()).unwrap();
+        let attacker = async {
+            let (mut line, _) = listener.accept().await.unwrap();
+            line.write_all(b"220 mail\r\n").await.unwrap();
+            let mut read = [0; 1024];
+            for answer in ["250-mail\r\n250 STARTTLS\r\n", "220 begin\r\n250 another answer\r\n"] {
+                let _ = line.read(&mut read).await.unwrap();
+                line.write_all(answer.as_bytes()).await.unwrap();
+            }
+            line
+        };
+        // The line stays open: a client that waited for the server's part of the handshake would wait for ever.
+        let connected = async { tokio::join!(smtp.check(), attacker).0 };
+        let error = tokio::time::timeout(Duration::from_secs(10), connected).await.unwrap().unwrap_err();
+        assert!(error.to_string().contains("corrupt message"), "{error}");
+    }
 }
