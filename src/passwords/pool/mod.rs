@@ -9,7 +9,8 @@
 //!
 //! Callers are released in groups. While all cores are busy, each wake-up evicts the caches of a worker; waking callers
 //! one by one cost a tenth of all logins. Callers that have to wait anyway are therefore woken together, once after
-//! their admission and once when their jobs are done.
+//! their admission and once when their jobs are done. It is a task of the runtime that wakes them then: a worker would be
+//! preempted by the first it wakes, and what the callers do next would not meet in one batch (`db::batch`).
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,6 +19,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tracing::field::Empty;
 use tracing::{Instrument as _, trace_span};
@@ -68,6 +70,8 @@ struct Shared {
     enqueued: Condvar,
     settings: PoolSettings,
     max_group_delay: Duration,
+    /// Where the callers are.
+    runtime: Handle,
     metrics: Metrics,
 }
 
@@ -88,10 +92,10 @@ const NICENESS: i32 = 10;
 
 /// How long a caller waits for a group at most, and as a share of its wait for a worker.
 const MAX_GROUP_DELAY: Duration = Duration::from_millis(100);
-const GROUP_DELAY_SHARE: u32 = 8;
+const GROUP_DELAY_SHARE: u32 = 4;
 
 impl WorkerPool {
-    /// Starts the workers. Fails where the system gives no thread.
+    /// Starts the workers, for callers on the current runtime. Fails where the system gives no thread.
     pub fn start(settings: PoolSettings, metrics: &Metrics) -> std::io::Result<Self> {
         Self::with_group_delay(settings, MAX_GROUP_DELAY, metrics)
     }
@@ -108,7 +112,8 @@ impl WorkerPool {
             closed: false,
         };
         let (state, enqueued) = (Mutex::new(state), Condvar::new());
-        let shared = Arc::new(Shared { state, enqueued, settings, max_group_delay, metrics: metrics.clone() });
+        let runtime = Handle::current();
+        let shared = Arc::new(Shared { state, enqueued, settings, max_group_delay, runtime, metrics: metrics.clone() });
         let start = |index| {
             let shared = Arc::clone(&shared);
             Builder::new().name(format!("password-{index}")).spawn(move || shared.work())
@@ -282,9 +287,11 @@ impl Shared {
             if due && !state.done.is_empty() {
                 let done = std::mem::take(&mut state.done);
                 drop(state);
-                for notify in done {
-                    notify();
-                }
+                self.runtime.spawn(async move {
+                    for notify in done {
+                        notify();
+                    }
+                });
             } else if job.is_none() {
                 self.enqueued.wait(&mut state);
             }
