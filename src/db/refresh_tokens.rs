@@ -172,11 +172,10 @@ async fn rotate(connection: &mut PgConnection, rotations: &[&Rotation]) -> sqlx:
     )
     .fetch_all(&mut *connection)
     .await?;
+    let crowded: Vec<UserId> = rows.iter().filter_map(|row| row.crowded_user).collect();
+    sign_out::end_surplus(connection, &rotations[0].revocations, &crowded, max_sessions, rotations[0].now).await;
     let mut answers = vec![Decision::Refused { overlapped: false }; rotations.len()];
     for row in rows {
-        if let Some(user_id) = row.crowded_user {
-            sign_out::end_surplus(connection, &rotations[0].revocations, user_id, max_sessions, rotations[0].now).await;
-        }
         // `WITH ORDINALITY` counts from one.
         let answer = usize::try_from(row.position - 1).ok().and_then(|index| answers.get_mut(index));
         *answer.expect("BUG: the statement numbers the rotations it was given") = match row.role {

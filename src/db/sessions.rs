@@ -190,12 +190,8 @@ impl BatchedCall for NewSession {
         )
         .fetch_all(&mut *connection)
         .await?;
-        let mut crowded_users: Vec<UserId> = opened.iter().filter_map(|row| row.crowded_user).collect();
-        crowded_users.sort_by_key(|id| id.0);
-        crowded_users.dedup();
-        for user_id in crowded_users {
-            sign_out::end_surplus(connection, &calls[0].revocations, user_id, max_sessions, calls[0].now).await;
-        }
+        let crowded: Vec<UserId> = opened.iter().filter_map(|row| row.crowded_user).collect();
+        sign_out::end_surplus(connection, &calls[0].revocations, &crowded, max_sessions, calls[0].now).await;
         Ok(calls.iter().map(|session| opened.iter().any(|opened| opened.id == session.id)).collect())
     }
 }

@@ -41,7 +41,7 @@ pub async fn end_one(
     user_id: UserId,
     id: SessionId,
 ) -> sqlx::Result<bool> {
-    Ok(end(connection, ending, user_id, Which::One(id)).await? > 0)
+    Ok(end(connection, ending, &[user_id], Which::One(id)).await? > 0)
 }
 
 /// Ends everything of a user but `except`, and returns how many sessions that were. Whatever ends "all" goes through
@@ -61,7 +61,7 @@ pub async fn end_all(
         Except::Token(jti) => (None, Some(jti)),
     };
     revoke_sessionless(&mut *connection, user_id, token).await?;
-    end(connection, ending, user_id, Which::AllBut(session)).await
+    end(connection, ending, &[user_id], Which::AllBut(session)).await
 }
 
 /// How many sessions of a user, or of this one, an earlier attempt at the same write has ended: at exactly its time, for
@@ -87,21 +87,24 @@ pub async fn count_ended(
     Ok(ended.len() as u64)
 }
 
-/// Ends the oldest sessions of a user that has more than `max` live ones. The new session is committed already, so a
+/// Ends the oldest sessions of users that have more than `max` live ones. The new session is committed already, so a
 /// failure is only logged; the next login tries again.
 pub(super) async fn end_surplus(
     connection: &mut PgConnection,
     revocations: &Revocations,
-    user_id: UserId,
+    users: &[UserId],
     max: i64,
     now: DateTime<Utc>,
 ) {
+    if users.is_empty() {
+        return;
+    }
     let ending = Ending::new(revocations, EndReason::SessionLimit, now);
-    match end(connection, &ending, user_id, Which::Surplus(max)).await {
+    match end(connection, &ending, users, Which::Surplus(max)).await {
         Ok(_) => ending.committed(),
         Err(error) => {
             let error = database_message(&error);
-            tracing::warn!(%error, user.id = user_id.0, "could not end the oldest sessions of a user");
+            tracing::warn!(%error, users = users.len(), "could not end the oldest sessions of users");
         }
     }
 }
@@ -186,12 +189,12 @@ async fn revoke_sessionless(executor: impl PgExecutor<'_>, user_id: UserId, exce
     .map(|_| ())
 }
 
-/// Ends live sessions of one user and returns how many those were. What is no longer alive costs nothing.
+/// Ends live sessions of users and returns how many those were. What is no longer alive costs nothing.
 ///
 /// The first statement is the end. A refresh that is in flight at that moment may still insert a successor the
 /// statement cannot see; the session being over, it is worth nothing here, and the second statement, which sees it,
 /// marks it for the Python service. Rows are picked by arrays, so that no estimate can lead to a scan of a table.
-async fn end(connection: &mut PgConnection, ending: &Ending, user_id: UserId, which: Which) -> sqlx::Result<u64> {
+async fn end(connection: &mut PgConnection, ending: &Ending, users: &[UserId], which: Which) -> sqlx::Result<u64> {
     let (only, except, keep, at_once) = match which {
         Which::One(id) => (Some(id), None, 0, None),
         Which::AllBut(id) => (None, id, 0, None),
@@ -200,22 +203,32 @@ async fn end(connection: &mut PgConnection, ending: &Ending, user_id: UserId, wh
     let ended = sqlx::query_scalar!(
         r#"
         WITH doomed AS (
-            SELECT id
+            SELECT id, user_id
             FROM sessions
-            WHERE user_id = $1 AND ended_at IS NULL
-              AND ($2::uuid IS NULL OR id = $2) AND ($3::uuid IS NULL OR id <> $3)
-              AND id <= (
-                  SELECT id FROM sessions WHERE user_id = $1 AND ended_at IS NULL ORDER BY id DESC OFFSET $6 LIMIT 1
-              )
+            WHERE ended_at IS NULL AND id = ANY (ARRAY(
+                SELECT chosen.id
+                FROM unnest($1::bigint[]) AS owner (id)
+                CROSS JOIN LATERAL (
+                    SELECT id
+                    FROM sessions
+                    WHERE user_id = owner.id AND ended_at IS NULL
+                      AND ($2::uuid IS NULL OR id = $2) AND ($3::uuid IS NULL OR id <> $3)
+                      AND id <= (
+                          SELECT id FROM sessions WHERE user_id = owner.id AND ended_at IS NULL
+                          ORDER BY id DESC OFFSET $6 LIMIT 1
+                      )
+                    ORDER BY id
+                    LIMIT $7
+                ) AS chosen
+            ))
             ORDER BY id
-            LIMIT $7
             FOR NO KEY UPDATE
         ), latest AS (
             SELECT token.id
             FROM doomed
             CROSS JOIN LATERAL (
                 SELECT id FROM refresh_tokens
-                WHERE user_id = $1 AND session_id = doomed.id
+                WHERE user_id = doomed.user_id AND session_id = doomed.id
                 ORDER BY id DESC
                 LIMIT 1
             ) AS token
@@ -223,7 +236,7 @@ async fn end(connection: &mut PgConnection, ending: &Ending, user_id: UserId, wh
             UPDATE sessions
             SET ended_at = $4, end_reason = $5, last_seen_at = greatest(last_seen_at, (
                 SELECT created_at FROM refresh_tokens
-                WHERE user_id = $1 AND session_id = sessions.id
+                WHERE user_id = sessions.user_id AND session_id = sessions.id
                 ORDER BY refresh_tokens.id DESC
                 LIMIT 1
             ))
@@ -237,7 +250,7 @@ async fn end(connection: &mut PgConnection, ending: &Ending, user_id: UserId, wh
         )
         SELECT id AS "id: SessionId" FROM doomed
         "#,
-        user_id as _,
+        users as _,
         only as _,
         except as _,
         ending.now.naive_utc(),
@@ -256,16 +269,16 @@ async fn end(connection: &mut PgConnection, ending: &Ending, user_id: UserId, wh
             UPDATE refresh_tokens SET revoked = true
             WHERE NOT revoked AND id = ANY (ARRAY(
                 SELECT latest.id
-                FROM unnest($2::uuid[]) AS ended (id)
+                FROM sessions
                 CROSS JOIN LATERAL (
                     SELECT id FROM refresh_tokens
-                    WHERE user_id = $1 AND session_id = ended.id
+                    WHERE user_id = sessions.user_id AND session_id = sessions.id
                     ORDER BY id DESC
                     LIMIT 1
                 ) AS latest
+                WHERE sessions.id = ANY ($1)
             ))
             ",
-            user_id as _,
             &ended[..] as _,
         )
         .execute(&mut *connection)

@@ -143,7 +143,7 @@ async fn new_session(app: &TestApp, email: &str) -> NewSession {
 }
 
 #[sqlx::test(migrator = "auth::db::MIGRATOR")]
-async fn several_logins_of_one_user_in_a_batch_count_together(pool: PgPool) {
+async fn logins_in_a_batch_count_together_for_each_user(pool: PgPool) {
     let app = TestApp::with(pool, &[THREE]);
     let old = app.customer("cust@example.com").await;
     let stranger = app.customer("stranger@example.com").await;
@@ -156,16 +156,17 @@ async fn several_logins_of_one_user_in_a_batch_count_together(pool: PgPool) {
     assert_gave_way(&app, &old).await;
     pair(&app.refresh(&stranger.refresh).await);
     assert_eq!(live(&app).await, 3 + 2);
-    // More at once than there may be: the newest stay.
+    // More at once than there may be, of two users: the newest of each stay.
     let mut calls = Vec::new();
-    for _ in 0..5 {
-        calls.push(new_session(&app, "cust@example.com").await);
+    for index in 0..10 {
+        calls.push(new_session(&app, ["cust@example.com", "stranger@example.com"][index % 2]).await);
     }
     let all: Vec<&NewSession> = calls.iter().collect();
-    assert_eq!(NewSession::execute(&mut app.db.acquire().await.unwrap(), &all).await.unwrap(), [true; 5]);
+    assert_eq!(NewSession::execute(&mut app.db.acquire().await.unwrap(), &all).await.unwrap(), [true; 10]);
     for (index, session) in calls.iter().enumerate() {
-        assert_eq!(app.end_reason(session.id.0).await.is_none(), index >= 2, "{index}");
+        assert_eq!(app.end_reason(session.id.0).await.is_none(), index >= 4, "{index}");
     }
+    assert_eq!(live(&app).await, 3 + 3);
 }
 
 /// A user with a live session of so many used tokens, and as many sessions that have ended.
