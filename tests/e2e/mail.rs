@@ -162,6 +162,16 @@ async fn no_mail_is_lost_or_doubled_while_the_server_is_away() {
 }
 
 #[tokio::test]
+async fn in_development_a_mail_is_in_the_log_where_no_file_can_be_written() {
+    let (database, home) = (Database::create().await, scratch("home", "d"));
+    std::fs::create_dir_all(&home).expect("target/ takes folders");
+    std::fs::write(home.join("target"), "no folder").expect("target/ takes files");
+    let service = Service::start_in(&home, &database.dsn()).await;
+    register(&service, EMAIL).await;
+    until("the mail is logged", async || service.log().contains(&format!("mail to {EMAIL}\n")).then_some(())).await;
+}
+
+#[tokio::test]
 async fn a_template_with_a_mistake_ends_the_start() {
     let folder = scratch("templates", "d");
     std::fs::create_dir_all(&folder).expect("target/ takes folders");
