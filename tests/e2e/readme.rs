@@ -1,12 +1,18 @@
-//! The README's own lines, and those of deploy/mail.md, executed, so that the pages cannot rot.
+//! The README's own lines, and those of deploy/mail.md, executed, so that the pages cannot rot. And of all pages the links and
+//! the commands.
 //!
 //! Every block fenced as `console` that mentions `localhost:8000` is run, in the order of the pages, in one shell and
 //! against one fresh service: a line that begins with `$ ` is a command (it goes on in the next line after a `\`), and the
 //! lines up to the next command are what it prints. Where the page has `…`, anything may stand on that line.
 
-use std::{path::Path, process::Command, time::Duration};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
-use crate::stack::{Database, Service, finish, scratch};
+use crate::stack::{Database, Service, auth, finish, scratch};
 
 struct Step {
     page: &'static str,
@@ -117,6 +123,82 @@ async fn every_curl_line_of_the_readme_prints_what_the_readme_says() {
         }
     }
     assert!(wrong.is_empty(), "\n{}\n{}", wrong.join("\n"), service.log());
+}
+
+/// Every page, with its text.
+fn pages() -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folders = ["", "deploy", "deploy/gateways", "src", "tests"].map(|folder| root.join(folder));
+    let entries = folders.iter().flat_map(|folder| folder.read_dir().expect("there is such a folder"));
+    let paths = entries.map(|entry| entry.expect("it can be read").path());
+    let pages = paths.filter(|path| path.extension().is_some_and(|ending| ending == "md"));
+    pages.map(|path| (path.clone(), std::fs::read_to_string(path).expect("it can be read"))).collect()
+}
+
+/// The anchors of a page's headings, as GitHub makes them.
+fn anchors(page: &str) -> BTreeSet<String> {
+    let headings = page.lines().filter(|line| line.starts_with('#'));
+    let kept = |letter: &char| letter.is_alphanumeric() || " -_".contains(*letter);
+    headings
+        .map(|line| line.trim_start_matches('#').trim().to_lowercase().chars().filter(kept).collect::<String>())
+        .map(|heading| heading.replace(' ', "-"))
+        .collect()
+}
+
+#[test]
+fn every_link_of_the_pages_leads_somewhere() {
+    let mut broken = Vec::new();
+    let mut count = 0;
+    for (path, text) in pages() {
+        let links = text.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0));
+        for link in links.filter(|link| !link.starts_with("https://")) {
+            count += 1;
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = if file.is_empty() { path.clone() } else { path.with_file_name(file) };
+            let leads = target.exists()
+                && (anchor.is_empty()
+                    || std::fs::read_to_string(&target).is_ok_and(|page| anchors(&page).contains(anchor)));
+            if !leads {
+                broken.push(format!("{}: {link}", path.display()));
+            }
+        }
+    }
+    assert!(count > 50, "only {count} links were found");
+    assert!(broken.is_empty(), "{broken:#?}");
+}
+
+/// The commands in a line of a page, such as `mail retry|drop [--id ID]`: in an indented line, in backticks, or as `/auth`.
+fn commands(line: &str) -> Vec<&str> {
+    let indented = line.strip_prefix("    ").map(|line| line.strip_prefix("$ ").unwrap_or(line));
+    let quoted = line.split('`').skip(1).step_by(2);
+    let named = indented.into_iter().chain(quoted).filter_map(|text| text.strip_prefix("auth "));
+    let by_path = line.split(" /auth ").skip(1);
+    // What it does stands behind two blanks.
+    named.chain(by_path).filter_map(|text| text.split("  ").next()?.split(['`', '<', '#']).next()).collect()
+}
+
+#[test]
+fn every_command_of_the_pages_is_understood() {
+    let mut tried = BTreeSet::new();
+    for (path, text) in pages() {
+        for command in text.lines().flat_map(commands) {
+            let words = || command.split([' ', '[', ']']).filter(|word| !word.is_empty());
+            let names: Vec<&str> =
+                words().take_while(|word| word.starts_with(|c: char| c.is_ascii_lowercase())).collect();
+            let Some((last, first)) = names.split_last() else { continue };
+            // `retry|drop` are two.
+            for name in last.split('|') {
+                let arguments = [first, &[name, "--help"]].concat();
+                let (code, help, complaint) = finish(auth().args(&arguments), "", Duration::from_secs(30));
+                assert_eq!(code, 0, "{}: {command}: {complaint}", path.display());
+                for flag in words().filter(|word| word.starts_with("--")) {
+                    assert!(help.contains(flag), "{}: {command}: there is no {flag}", path.display());
+                }
+                tried.insert(arguments.join(" "));
+            }
+        }
+    }
+    assert!(tried.len() >= 20, "only {tried:?} were tried");
 }
 
 #[test]
