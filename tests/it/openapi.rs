@@ -37,6 +37,18 @@ fn every_operation_has_an_id_of_its_own() {
 }
 
 #[test]
+fn the_readme_lists_every_operation() {
+    let rows = include_str!("../../README.md").lines().filter_map(|line| line.strip_prefix("| `")?.split_once(" /"));
+    let listed: BTreeSet<(String, String)> = rows
+        .filter(|(method, _)| method.chars().all(|letter| letter.is_ascii_uppercase()))
+        // The document cannot say that a route takes any method.
+        .map(|(method, rest)| (method.replace("ANY", "GET"), rest.split(['?', '`', ' ']).next().unwrap_or_default()))
+        .map(|(method, path)| (method, format!("/{path}")))
+        .collect();
+    assert_eq!(listed, operations().into_iter().map(|(method, path, _)| (method, path)).collect());
+}
+
+#[test]
 fn no_licence_is_better_than_one_without_a_name() {
     let document = serde_json::to_value(auth::http::openapi()).unwrap();
     assert_eq!(document["openapi"], "3.1.0");
