@@ -17,7 +17,7 @@ use crate::db::revocations::Revocations;
 use crate::db::sessions::{NewSession, OpenedSession};
 use crate::db::unanswered::Unanswered;
 use crate::db::users::Lookup;
-use crate::domain::tokens::{TokenHash, TokenKeys, TokenPair};
+use crate::domain::tokens::{TokenHash, TokenPair, TokenSigner};
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::passwords::hasher::Hasher;
@@ -52,7 +52,7 @@ pub struct Parts {
     pub unanswered_logins: Unanswered<OpenedSession>,
     /// Sessions that ended, here and elsewhere.
     pub revocations: Revocations,
-    pub tokens: TokenKeys,
+    pub tokens: TokenSigner,
     pub hasher: Hasher,
     pub metrics: Metrics,
     /// Wakes the mail worker of this replica: a mail is to be sent.
@@ -88,7 +88,7 @@ impl App {
     pub fn with_pools(config: Config, clock: Clock, db: PgPool, refresh_pool: &PgPool) -> std::io::Result<Self> {
         let metrics = Metrics::new();
         let hasher = Hasher::start(config.password.hasher(), &metrics)?;
-        let tokens = TokenKeys::new(
+        let tokens = TokenSigner::new(
             config.jwt_algorithm,
             &config.jwt_secret,
             &config.jwt_secret_previous,

@@ -30,7 +30,7 @@ pub struct Metrics {
     /// By outcome (`sent`, `retried`, `dead`, `dropped`) and template.
     pub mails: IntCounterVec,
     pub mail_oldest_unsent: Gauge,
-    /// By type (`access`, `refresh`), kid (see `domain::tokens::TokenKeys`) and outcome (`valid`, `expired`, `wrong_type`,
+    /// By type (`access`, `refresh`), kid (see `domain::tokens::TokenSigner`) and outcome (`valid`, `expired`, `wrong_type`,
     /// `invalid`).
     pub tokens_verified: IntCounterVec,
     /// At `/auth/verify`, by outcome: `allowed`, `anonymous`, `missing`, `invalid`, `expired`, `ended`, `forbidden`,

@@ -156,7 +156,7 @@ pub enum TokenError {
 /// What became of a token.
 #[derive(Debug)]
 pub struct Verified<'a, T> {
-    /// The name of the key that verified it, see [`TokenKeys`].
+    /// The name of the key that verified it, see [`TokenSigner`].
     pub key: &'a str,
     pub claims: Result<T, TokenError>,
 }
@@ -217,7 +217,7 @@ impl Key {
 /// signing anybody out.
 ///
 /// A key is named by its `kid`, the secret `secret`, a former one `previous`, and what is none of these `unknown`.
-pub struct TokenKeys {
+pub struct TokenSigner {
     secrets: Vec<Key>,
     header: Header,
     /// For access tokens only.
@@ -225,13 +225,13 @@ pub struct TokenKeys {
     lifetimes: Lifetimes,
 }
 
-impl fmt::Debug for TokenKeys {
+impl fmt::Debug for TokenSigner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TokenKeys").field("secrets", &self.secrets.len()).finish_non_exhaustive()
+        f.debug_struct("TokenSigner").field("secrets", &self.secrets.len()).finish_non_exhaustive()
     }
 }
 
-impl TokenKeys {
+impl TokenSigner {
     pub fn new(
         algorithm: TokenAlgorithm,
         secret: &SecretString,
