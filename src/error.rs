@@ -30,7 +30,7 @@ pub enum Error {
     /// No access token where one is needed.
     #[error("not authenticated")]
     NotAuthenticated,
-    #[error("access token refused: {}", .0.as_str())]
+    #[error("access token refused: {}", .0.label())]
     InvalidAccessToken(AccessRefusal),
     /// A token from a mail that is unknown, spent or expired.
     #[error("invalid or expired token")]
@@ -82,7 +82,7 @@ pub enum AccessRefusal {
 
 impl AccessRefusal {
     /// The name that is sent and counted.
-    pub fn as_str(self) -> &'static str {
+    pub fn label(self) -> &'static str {
         match self {
             Self::Invalid => "invalid",
             Self::Expired => "expired",

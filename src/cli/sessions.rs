@@ -71,7 +71,7 @@ fn described(session: &Session) -> Value {
     json!({
         "id": session.id.0, "created_at": session.created_at, "last_seen_at": session.last_seen_at,
         "ended_at": session.ended.map(|(at, _)| at),
-        "end_reason": session.ended.and_then(|(_, reason)| reason).map(EndReason::as_str),
+        "end_reason": session.ended.and_then(|(_, reason)| reason).map(EndReason::label),
         "ip": session.ip, "user_agent": session.user_agent,
     })
 }
@@ -79,7 +79,7 @@ fn described(session: &Session) -> Value {
 fn print_session(session: &Session) -> Result<(), CliError> {
     let time = |time: DateTime<Utc>| time.format("%F %T").to_string();
     let state = session.ended.map_or("live".to_owned(), |(at, reason)| {
-        format!("{} {}", reason.map_or("ended", |reason| reason.as_str()), time(at))
+        format!("{} {}", reason.map_or("ended", |reason| reason.label()), time(at))
     });
     print_row(&[
         &session.id.to_string(),

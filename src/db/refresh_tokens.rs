@@ -207,7 +207,7 @@ impl TokenState {
         match self {
             Self::Throttled(_) => "throttled",
             Self::Unknown => "unknown",
-            Self::SessionEnded(reason) => reason.as_str(),
+            Self::SessionEnded(reason) => reason.label(),
             Self::Expired => "expired",
             Self::Revoked => "revoked",
             Self::Used(_) => "used",
@@ -271,7 +271,7 @@ pub async fn classify_refused(
     )
     .fetch_one(executor)
     .await?;
-    if let Some(reason) = row.end_reason.as_deref().and_then(EndReason::from_stored) {
+    if let Some(reason) = row.end_reason.as_deref().and_then(EndReason::from_label) {
         return Ok(TokenState::SessionEnded(reason));
     }
     let (Some(user_id), Some(role), Some(expires_at)) = (row.user_id, row.role, row.expires_at) else {

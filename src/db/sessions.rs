@@ -250,7 +250,7 @@ impl From<Row> for Session {
             id: row.id,
             created_at: row.created_at.0,
             last_seen_at: row.last_seen_at.0,
-            ended: row.ended_at.map(|at| (at.0, row.end_reason.as_deref().and_then(EndReason::from_stored))),
+            ended: row.ended_at.map(|at| (at.0, row.end_reason.as_deref().and_then(EndReason::from_label))),
             user_agent: row.user_agent,
             ip: row.ip.map(|net| net.addr()),
         }

@@ -80,7 +80,7 @@ pub async fn count_ended(
         user_id as _,
         only as _,
         ending.now.naive_utc(),
-        ending.reason.as_str(),
+        ending.reason.label(),
     );
     let ended = ended.fetch_all(connection).await?;
     ending.add(&ended);
@@ -254,7 +254,7 @@ async fn end(connection: &mut PgConnection, ending: &Ending, users: &[UserId], w
         only as _,
         except as _,
         ending.now.naive_utc(),
-        ending.reason.as_str(),
+        ending.reason.label(),
         keep,
         at_once,
     )

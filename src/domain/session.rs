@@ -37,7 +37,7 @@ impl EndReason {
     ];
 
     /// The name that is stored and sent.
-    pub fn as_str(self) -> &'static str {
+    pub fn label(self) -> &'static str {
         match self {
             Self::Logout => "logout",
             Self::LoggedOutElsewhere => "logged_out_elsewhere",
@@ -52,7 +52,7 @@ impl EndReason {
     }
 
     /// Reads a stored name; the table's check constraint admits no other.
-    pub fn from_stored(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|reason| reason.as_str() == name)
+    pub fn from_label(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.label() == name)
     }
 }

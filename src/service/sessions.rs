@@ -30,7 +30,7 @@ pub async fn end(app: &App, bearer: &Bearer, id: SessionId, client: &ClientInfo)
         return Err(Error::NotFound);
     }
     ending.committed();
-    audit(client, "session_end", reason.as_str(), Some(user_id), Some(id));
+    audit(client, "session_end", reason.label(), Some(user_id), Some(id));
     Ok(())
 }
 
@@ -84,6 +84,6 @@ pub async fn end_of(
     });
     let ended = ended.await?.ok_or(Error::NotFound)?;
     ending.committed();
-    audit(actor, "session_end", ending.reason.as_str(), Some(user_id), only);
+    audit(actor, "session_end", ending.reason.label(), Some(user_id), only);
     Ok(ended)
 }

@@ -29,7 +29,7 @@ pub fn verify(app: &App, bearer: Option<&str>, required: &Requirement) -> Result
         Ok(Some(_)) => "allowed",
         Ok(None) => "anonymous",
         Err(Error::NotAuthenticated) => "missing",
-        Err(Error::InvalidAccessToken(refusal)) => refusal.as_str(),
+        Err(Error::InvalidAccessToken(refusal)) => refusal.label(),
         Err(Error::Forbidden) => "forbidden",
         Err(_) => "unavailable",
     };
