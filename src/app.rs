@@ -86,7 +86,7 @@ impl App {
 
     /// As [`App::new`], on pools that exist.
     pub fn with_pools(config: Config, clock: Clock, db: PgPool, refresh_pool: &PgPool) -> std::io::Result<Self> {
-        let metrics = Metrics::new();
+        let metrics = Metrics::default();
         let hasher = Hasher::start(config.password.hasher(), &metrics)?;
         let tokens = TokenSigner::new(
             config.jwt_algorithm,

@@ -43,8 +43,8 @@ pub struct Metrics {
     pub forwarded_for_ignored: IntCounter,
 }
 
-impl Metrics {
-    pub fn new() -> Self {
+impl Default for Metrics {
+    fn default() -> Self {
         let registry = Registry::new();
         let histogram = |name, help, labels: &[&str], buckets: &[f64]| {
             let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
@@ -117,7 +117,9 @@ impl Metrics {
         }
         metrics
     }
+}
 
+impl Metrics {
     /// Counts one request. Route and method must come from small sets: their instruments are kept for ever.
     pub fn observe_request(
         &self,
@@ -140,12 +142,6 @@ impl Metrics {
         // Encoding fails for an instrument without samples only; that one is left out.
         let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);
         (String::from_utf8_lossy(&text).into_owned(), prometheus::TEXT_FORMAT)
-    }
-}
-
-impl Default for Metrics {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

@@ -214,7 +214,7 @@ mod tests {
         let cost = Argon2Cost { m_kib: 8, t: 1 };
         let pool = PoolSettings { concurrency: 1, max_wait: Duration::from_mins(1) };
         let settings = HasherSettings { pool, cost, rehash: true };
-        Hasher::start(settings, &Metrics::new()).unwrap()
+        Hasher::start(settings, &Metrics::default()).unwrap()
     }
 
     /// How long six wrong passwords at once take to be refused, sorted.

@@ -7,7 +7,7 @@ const BRIEF: Duration = Duration::from_millis(1);
 const LONG: Duration = Duration::from_mins(1);
 
 fn pool(max_wait: Duration) -> WorkerPool {
-    WorkerPool::with_group_delay(PoolSettings { concurrency: 1, max_wait }, LONG, &Metrics::new()).unwrap()
+    WorkerPool::with_group_delay(PoolSettings { concurrency: 1, max_wait }, LONG, &Metrics::default()).unwrap()
 }
 
 /// Runs a job that says when it begins, and ends when `end` is dropped.
