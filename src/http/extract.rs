@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use axum::extract::{FromRequestParts, RawQuery};
 use axum::http::header::{ACCEPT_LANGUAGE, AUTHORIZATION, USER_AGENT};
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName};
 use uuid::Uuid;
 
 use super::error::ApiError;
@@ -23,12 +24,7 @@ impl FromRequestParts<App> for BearerToken {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, ApiError> {
-        let mut values = parts.headers.get_all(AUTHORIZATION).iter();
-        let token = match (values.next(), values.next()) {
-            (Some(value), None) => value.to_str().ok().and_then(token68),
-            _ => None,
-        };
-        Ok(Self(token))
+        Ok(Self(single_header(&parts.headers, &AUTHORIZATION).and_then(token68)))
     }
 }
 
@@ -68,6 +64,13 @@ impl FromRequestParts<App> for MayListUsers {
         }
         Ok(Self)
     }
+}
+
+/// The text of a header that stands there exactly once.
+pub(super) fn single_header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    let mut values = headers.get_all(name).iter();
+    let value = values.next()?;
+    value.to_str().ok().filter(|_| values.next().is_none())
 }
 
 fn token68(credentials: &str) -> Option<String> {

@@ -23,6 +23,7 @@ use uuid::Uuid;
 use super::Peer;
 use super::connection::ProbesOnly;
 use super::error::ApiError;
+use super::extract::single_header;
 use super::verify::{VERIFY, VERIFY_PATH, VERIFY_ROOT};
 use crate::app::App;
 use crate::background;
@@ -131,7 +132,7 @@ fn start_trace(
     route: Option<&MatchedPath>,
     probe: bool,
 ) -> (Span, Option<String>) {
-    let sender = traceparent(request.headers()).and_then(traces::parse);
+    let sender = single_header(request.headers(), &TRACEPARENT).and_then(traces::parse);
     if probe {
         return (Span::none(), sender.map(|sender| sender.trace_id().to_string()));
     }
@@ -139,13 +140,6 @@ fn start_trace(
     let route = route.map_or(NO_ROUTE, MatchedPath::as_str);
     let (span, trace_id) = traces::start_request(method_label(method), route, sender, trusted);
     (span, trace_id.map(|id| id.to_string()))
-}
-
-/// The `traceparent`, if there is exactly one.
-fn traceparent(headers: &HeaderMap) -> Option<&str> {
-    let mut values = headers.get_all(TRACEPARENT).iter();
-    let value = values.next()?;
-    value.to_str().ok().filter(|_| values.next().is_none())
 }
 
 impl Drop for RequestRecord {
