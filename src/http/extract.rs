@@ -1,7 +1,7 @@
 //! What handlers take from the head of a request: the bearer's token, the client, parameters. For its body see `body`.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Once;
 
 use axum::extract::{FromRequestParts, RawQuery};
 use axum::http::header::{ACCEPT_LANGUAGE, AUTHORIZATION, USER_AGENT};
@@ -117,13 +117,13 @@ fn client_address(parts: &Parts, app: &App) -> IpAddr {
 
 /// Behind a proxy that is not trusted, all clients look like one and share one throttle.
 fn warn_once_of_untrusted_proxy(peer: IpAddr) {
-    static WARNED: AtomicBool = AtomicBool::new(false);
-    if !WARNED.swap(true, Ordering::Relaxed) {
+    static WARNED: Once = Once::new();
+    WARNED.call_once(|| {
         tracing::warn!(
             %peer,
             "requests carry X-Forwarded-For but their sender is not in TRUSTED_PROXIES: all its clients count as one"
         );
-    }
+    });
 }
 
 /// The part of the path that the route leaves open. What is not UTF-8 names nothing here.

@@ -6,7 +6,6 @@ use axum::extract::{FromRequestParts, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
-use serde_json::Value;
 
 use super::error::ApiError;
 use super::extract::{BearerToken, Query};
@@ -77,8 +76,7 @@ impl FromRequestParts<App> for Asked {
         let Ok(query) = Query::from_request_parts(parts, app).await;
         let Some(asked) = parts.uri.query().filter(|query| !query.is_empty()) else { return Ok(Self(required)) };
         let refuse = |input: &str, msg: &'static str| {
-            let problem = Problem::new("value_error", Location::Query("*"), msg, None, Value::String(input.into()));
-            ApiError::from(vec![problem])
+            ApiError::from(Problem::new("value_error", Location::Query("*"), msg, None, input.into()))
         };
         let forwarded = parts.headers.get_all(X_FORWARDED_URI).iter();
         let mut of_client = forwarded.filter_map(|uri| uri.as_bytes().splitn(2, |byte| *byte == b'?').nth(1));

@@ -2,7 +2,6 @@
 //!
 //! Each check is a small function that gives a [`Finding`] or several. [`examine`] is the list of them.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
@@ -311,7 +310,7 @@ fn judge_hashing(settings: HasherSettings, each: Duration, limit: Option<u64>) -
 
 /// How much memory this container may use, if it is bounded.
 fn memory_limit() -> Option<u64> {
-    std::fs::read_to_string(Path::new("/sys/fs/cgroup/memory.max")).ok()?.trim().parse().ok()
+    std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok()?.trim().parse().ok()
 }
 
 // --- What is around the service ---------------------------------------------------------------------------------------
