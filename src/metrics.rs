@@ -127,13 +127,14 @@ impl Metrics {
         method: &str,
         status: u16,
         elapsed: Duration,
-        [request_bytes, response_bytes]: [u32; 2],
+        [request_bytes, response_bytes]: [usize; 2],
     ) {
+        let size = |bytes| f64::from(u32::try_from(bytes).unwrap_or(u32::MAX));
         let class = ["1xx", "2xx", "3xx", "4xx", "5xx"][usize::from(status / 100).clamp(1, 5) - 1];
         self.http_requests.with_label_values(&[route, method, class]).inc();
         self.http_seconds.with_label_values(&[route, method]).observe(elapsed.as_secs_f64());
-        self.http_request_bytes.with_label_values(&[route]).observe(f64::from(request_bytes));
-        self.http_response_bytes.with_label_values(&[route]).observe(f64::from(response_bytes));
+        self.http_request_bytes.with_label_values(&[route]).observe(size(request_bytes));
+        self.http_response_bytes.with_label_values(&[route]).observe(size(response_bytes));
     }
 
     /// The current values in Prometheus' text format, and its content type.

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use axum::body::Body as RawBody;
 use axum::extract::{FromRequest, Request};
-use axum::http::HeaderValue;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue};
 use http_body_util::BodyExt as _;
 use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
@@ -21,12 +21,12 @@ use crate::error::Error;
 /// Largest body that is read.
 const MAX_BODY_BYTES: usize = 64 * 1024;
 /// A larger body takes one of [`LARGE_BODIES`]. None that this service has a use for is as large.
-const SMALL_BODY_BYTES: u64 = 8 * 1024;
+const SMALL_BODY_BYTES: usize = 8 * 1024;
 /// How many larger bodies are held at once: else those of many slow clients would fill the memory.
 static LARGE_BODIES: Semaphore = Semaphore::const_new(128);
 /// How much of a larger body is received and thrown away, so that its sender gets to see the answer: one who is still
 /// sending when the connection closes mostly sees only that.
-const MAX_DISCARDED_BYTES: u64 = 4 * 1024 * 1024;
+pub(super) const MAX_DISCARDED_BYTES: usize = 4 * 1024 * 1024;
 
 /// A request that is read from a body.
 pub(super) trait FromBody: Sized {
@@ -49,11 +49,10 @@ impl<T: FromBody> FromRequest<App> for Body<T> {
 }
 
 async fn read(parts: &Parts, mut body: RawBody) -> Result<Vec<u8>, ApiError> {
-    let announced = parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    let announced = announced.unwrap_or(0);
+    let announced = content_length(&parts.headers).unwrap_or(0);
     // Who waits to be asked for the body needs not be asked for one that is too large.
     let waits = parts.headers.contains_key(EXPECT);
-    if announced > MAX_DISCARDED_BYTES || (waits && announced > MAX_BODY_BYTES as u64) {
+    if announced > MAX_DISCARDED_BYTES || (waits && announced > MAX_BODY_BYTES) {
         return Err(ApiError::BodyTooLarge);
     }
     let mut bytes = Vec::new();
@@ -62,18 +61,23 @@ async fn read(parts: &Parts, mut body: RawBody) -> Result<Vec<u8>, ApiError> {
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| ApiError::UnreadableBody)?;
         let Ok(data) = frame.into_data() else { continue };
-        received += data.len() as u64;
+        received += data.len();
         if received > MAX_DISCARDED_BYTES {
             break;
         }
         if received > SMALL_BODY_BYTES && permit.is_none() {
             permit = Some(LARGE_BODIES.try_acquire().map_err(|_| Error::Busy(Duration::from_secs(1)))?);
         }
-        if received <= MAX_BODY_BYTES as u64 {
+        if received <= MAX_BODY_BYTES {
             bytes.extend_from_slice(&data);
         }
     }
-    if received > MAX_BODY_BYTES as u64 { Err(ApiError::BodyTooLarge) } else { Ok(bytes) }
+    if received > MAX_BODY_BYTES { Err(ApiError::BodyTooLarge) } else { Ok(bytes) }
+}
+
+/// The length of a body as its sender says it.
+pub(super) fn content_length(headers: &HeaderMap) -> Option<usize> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// The fields of a body, which has to be an object. `content_type` is empty where the request names none.

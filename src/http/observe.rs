@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 use axum::body::HttpBody as _;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{
-    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
-    X_FRAME_OPTIONS,
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
@@ -21,6 +20,7 @@ use tracing::{Instrument as _, Span, debug_span, info_span};
 use uuid::Uuid;
 
 use super::Peer;
+use super::body::{MAX_DISCARDED_BYTES, content_length};
 use super::connection::ProbesOnly;
 use super::error::ApiError;
 use super::extract::single_header;
@@ -47,9 +47,6 @@ const VERIFICATIONS: [&str; 3] = [VERIFY, VERIFY_ROOT, VERIFY_PATH];
 /// Stands for the status of a request whose client went away before it was answered, as in nginx.
 const CLIENT_GONE: u16 = 499;
 
-/// More than this of a body is never received, whatever its length is said to be.
-const MAX_COUNTED_BYTES: u32 = 4 * 1024 * 1024;
-
 pub(super) async fn observe(State(app): State<App>, request: Request, next: Next) -> Response {
     let mut record = RequestRecord::new(app, &request);
     let mut response = if request.extensions().get::<ProbesOnly>().is_some() && !record.probe {
@@ -75,7 +72,7 @@ struct RequestRecord {
     started: Instant,
     method: Method,
     route: Option<MatchedPath>,
-    bytes: u32,
+    bytes: usize,
     id: HeaderValue,
     /// Whether it comes every few seconds for as long as the service lives, and says nothing unless it fails.
     probe: bool,
@@ -101,12 +98,13 @@ impl RequestRecord {
         } else {
             info_span!("request", id = text, trace_id)
         };
-        let bytes = content_length(request.headers()).unwrap_or(0).min(MAX_COUNTED_BYTES);
+        // No more of it is received, whatever its length is said to be.
+        let bytes = content_length(request.headers()).unwrap_or(0).min(MAX_DISCARDED_BYTES);
         let started = Instant::now();
         Self { app, started, method, route, bytes, id, probe, verification, span, traced, recorded: false }
     }
 
-    fn record(&mut self, status: u16, response_bytes: u32) {
+    fn record(&mut self, status: u16, response_bytes: usize) {
         self.recorded = true;
         let elapsed = self.started.elapsed();
         let method = method_label(&self.method);
@@ -160,14 +158,8 @@ fn method_label(method: &Method) -> &str {
     }
 }
 
-/// The length of a body as its sender says it, up to `u32::MAX`.
-fn content_length(headers: &HeaderMap) -> Option<u32> {
-    let length: u64 = headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()?;
-    Some(u32::try_from(length).unwrap_or(u32::MAX))
-}
-
-fn response_bytes(response: &Response) -> u32 {
-    let exact = || u32::try_from(response.body().size_hint().exact()?).ok();
+fn response_bytes(response: &Response) -> usize {
+    let exact = || usize::try_from(response.body().size_hint().exact()?).ok();
     content_length(response.headers()).or_else(exact).unwrap_or(0)
 }
 
