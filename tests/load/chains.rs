@@ -8,20 +8,19 @@ use serde_json::json;
 use tokio::task::LocalSet;
 use uuid::Uuid;
 
-use crate::http::{self, Client};
+use crate::http::Client;
 use crate::stats::{self, Samples, Window};
 use crate::{Load, Outcome, Store, seed};
 
 /// Exchanges the tokens in turn, each for its session's next, until the window ends or an answer is lost.
 async fn exchange(address: SocketAddr, mut tokens: VecDeque<String>, window: Window) -> Samples {
-    let (mut client, mut request, mut samples) = (Client::new(address), Vec::new(), Samples::default());
+    let (mut client, mut samples) = (Client::new(address), Samples::default());
     while let Some(mut token) = tokens.pop_front() {
-        http::write_refresh(&mut request, &token);
         let sent = Instant::now();
         if sent >= window.end {
             break;
         }
-        let answer = client.ask(&request).await;
+        let answer = client.refresh(&token).await;
         let done = Instant::now();
         let counts = window.contains(done);
         match answer {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use crate::http::{self, Client};
+use crate::http::Client;
 
 /// Time in which everything is well, before the outage.
 const BEFORE: Duration = Duration::from_secs(2);
@@ -82,15 +82,14 @@ async fn live(
     ended: watch::Receiver<Option<Instant>>,
     report: Shared,
 ) {
-    let (mut client, mut request) = (Client::new(address), Vec::new());
+    let mut client = Client::new(address);
     let report = || report.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
         tokio::time::sleep(Duration::from_millis(rand::random_range(100..500))).await;
         let (wanted, sent_after) = (Instant::now(), *ended.borrow());
         token = loop {
-            http::write_refresh(&mut request, &token);
             let patience = patience.unwrap_or(Duration::from_mins(1));
-            let answer = tokio::time::timeout(patience, client.ask(&request)).await;
+            let answer = tokio::time::timeout(patience, client.refresh(&token)).await;
             let (what, retry_after) = match &answer {
                 Ok(Ok(answer)) => match (answer.status, answer.field("refresh_token")) {
                     (200, Some(next)) => break next.to_owned(),

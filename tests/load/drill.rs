@@ -31,7 +31,7 @@ use serde_json::json;
 use sqlx::PgConnection;
 use tokio::task::LocalSet;
 
-use crate::http::{self, Client};
+use crate::http::Client;
 use crate::seed::User;
 use crate::stats::{self, Samples};
 use crate::{Outcome, Store, seed};
@@ -150,16 +150,13 @@ impl Drill {
         let (stolen, used_at) = robbed.used.borrow().clone().ok_or("the first client never refreshed")?;
         tokio::time::sleep_until((used_at + Duration::from_secs(self.grace + 61)).into()).await;
         let mut client = Client::new(self.address);
-        let mut request = Vec::new();
-        http::write_refresh(&mut request, &stolen);
-        let thief_refused = client.ask(&request).await?.status == 401;
-        http::write_refresh(&mut request, &robbed.stored.borrow());
-        let answer = client.ask(&request).await?;
+        let thief_refused = client.refresh(&stolen).await?.status == 401;
+        let stored = robbed.stored.borrow().clone();
+        let answer = client.refresh(&stored).await?;
         let ended = answer.status == 401 && answer.header("x-auth-reason") == Some("replay_detected");
         let mut wronged = refused(self.address, others).await?;
         for token in elsewhere {
-            http::write_refresh(&mut request, token);
-            wronged += usize::from(client.ask(&request).await?.status != 200);
+            wronged += usize::from(client.refresh(token).await?.status != 200);
         }
         Ok((thief_refused, ended, wronged))
     }
@@ -167,11 +164,10 @@ impl Drill {
 
 /// Refreshes every stored token over a good line, and counts those that are refused.
 async fn refused(address: SocketAddr, browsers: &[Rc<Browser>]) -> Outcome<usize> {
-    let (mut client, mut request, mut refused) = (Client::new(address), Vec::new(), 0);
+    let (mut client, mut refused) = (Client::new(address), 0);
     for browser in browsers {
         let token = browser.stored.borrow().clone();
-        http::write_refresh(&mut request, &token);
-        let answer = client.ask(&request).await?;
+        let answer = client.refresh(&token).await?;
         match (answer.status, answer.field("refresh_token")) {
             (200, Some(next)) => {
                 next.clone_into(&mut browser.stored.borrow_mut());
@@ -236,21 +232,16 @@ async fn live(scene: Rc<Scene>, browser: Rc<Browser>, tabs: usize, end: Instant,
 async fn refresh(scene: &Scene, browser: &Browser, client: &mut Client) -> bool {
     let mut presented = browser.stored.borrow().clone();
     let mut refused = false;
-    let mut request = Vec::new();
     // The request takes a moment to leave; mostly a short one.
     tokio::time::sleep(Duration::from_secs_f64(0.5 * rand::random::<f64>().powi(4))).await;
     loop {
-        http::write_refresh(&mut request, &presented);
         let started = Instant::now();
         let answer = if rand::random_bool(scene.lost) {
-            lose(scene, client, &request).await;
+            lose(scene, client, &presented).await;
             None
         } else {
-            client
-                .ask(&request)
-                .await
-                .ok()
-                .map(|answer| (answer.status, answer.field("refresh_token").map(str::to_owned)))
+            let answer = client.refresh(&presented).await.ok();
+            answer.map(|answer| (answer.status, answer.field("refresh_token").map(str::to_owned)))
         };
         match answer {
             Some((200, Some(next))) => {
@@ -283,17 +274,17 @@ async fn refresh(scene: &Scene, browser: &Browser, client: &mut Client) -> bool 
     }
 }
 
-/// Sends the request and never learns the answer.
-async fn lose(scene: &Scene, client: &mut Client, request: &[u8]) {
+/// Exchanges the token and never learns the answer.
+async fn lose(scene: &Scene, client: &mut Client, token: &str) {
     let counts = &scene.counts;
     if rand::random_bool(0.5) {
         counts.borrow_mut().lost_answers += 1;
-        let _ = client.ask(request).await;
+        let _ = client.refresh(token).await;
     } else {
         counts.borrow_mut().cut_connections += 1;
         let patience = Duration::from_secs_f64(rand::random_range(0.0..0.005));
         // Dropped in the middle, sometimes before the service has begun and sometimes after it has committed.
-        let _ = tokio::time::timeout(patience, client.ask(request)).await;
+        let _ = tokio::time::timeout(patience, client.refresh(token)).await;
     }
     client.disconnect();
 }

@@ -9,7 +9,7 @@ use serde_json::{Map, json};
 use tokio::task::LocalSet;
 use uuid::Uuid;
 
-use crate::http::{self, Client};
+use crate::http::Client;
 use crate::stats::{self, Samples, Window};
 use crate::{Outcome, Store, requests, seed};
 
@@ -154,11 +154,10 @@ async fn refresh(
     pace: Duration,
     windows: [Window; 2],
 ) -> [Samples; 2] {
-    let (mut client, mut samples, mut request) = (Client::new(address), <[Samples; 2]>::default(), Vec::new());
+    let (mut client, mut samples) = (Client::new(address), <[Samples; 2]>::default());
     let mut next = tokio::time::Instant::now() + offset;
     loop {
         tokio::time::sleep_until(next).await;
-        http::write_refresh(&mut request, &token);
         let sent = Instant::now();
         if sent >= windows[1].end {
             return samples;
@@ -168,7 +167,7 @@ async fn refresh(
             Some(index) => &mut samples[index],
             None => &mut ignored,
         };
-        match client.ask(&request).await {
+        match client.refresh(&token).await {
             Ok(answer) => match (answer.status, answer.field("refresh_token")) {
                 (200, Some(given)) => {
                     samples.success(sent.elapsed());

@@ -79,6 +79,11 @@ impl Client {
         }
     }
 
+    /// Exchanges a refresh token.
+    pub(crate) async fn refresh(&mut self, token: &str) -> Result<Answer<'_>> {
+        self.ask(&post("/auth/refresh", &format!(r#"{{"refresh_token":"{token}"}}"#))).await
+    }
+
     async fn exchange(&mut self, request: &[u8]) -> Result<Whole> {
         self.connect().await?;
         let Self { stream: Some(stream), input, .. } = self else { return Err(ErrorKind::NotConnected.into()) };
@@ -148,27 +153,7 @@ pub(crate) fn get(path: &str, bearer: Option<&str>) -> Vec<u8> {
 }
 
 pub(crate) fn post(path: &str, body: &str) -> Vec<u8> {
-    let mut request = Vec::new();
-    write_post(&mut request, path, &[body]);
-    request
-}
-
-/// Writes a request over the last one, whose memory is used again.
-pub(crate) fn write_post(request: &mut Vec<u8>, path: &str, body: &[&str]) {
-    use std::io::Write as _;
-    let length: usize = body.iter().map(|part| part.len()).sum();
-    request.clear();
-    write!(
-        request,
-        "POST {path} HTTP/1.1\r\nhost: load\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
-    )
-    .expect("memory takes bytes");
-    for part in body {
-        request.extend_from_slice(part.as_bytes());
-    }
-}
-
-/// Writes the exchange of a refresh token.
-pub(crate) fn write_refresh(request: &mut Vec<u8>, token: &str) {
-    write_post(request, "/auth/refresh", &["{\"refresh_token\":\"", token, "\"}"]);
+    let length = body.len();
+    let head = "host: load\r\ncontent-type: application/json\r\ncontent-length:";
+    format!("POST {path} HTTP/1.1\r\n{head} {length}\r\n\r\n{body}").into_bytes()
 }
