@@ -71,7 +71,7 @@ pub(crate) async fn refresh(load: &Load, store: &Store, per_connection: usize) -
         })
         .await?;
     let mut report = samples.report(window.length());
-    report.insert("connections".to_owned(), json!(load.connections));
+    report["connections"] = load.connections.into();
     stats::print("refresh", report);
     Ok(())
 }

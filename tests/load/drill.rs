@@ -127,16 +127,16 @@ impl Drill {
 
         let counts = &mut *scene.counts.borrow_mut();
         let mut report = counts.answers.report(Duration::from_secs_f64(self.seconds));
-        report.insert("clients".to_owned(), json!(self.clients));
-        report.insert("tabs".to_owned(), json!(self.tabs));
-        report.insert("awakenings".to_owned(), json!(counts.awakenings));
-        report.insert("lost_answers".to_owned(), json!(counts.lost_answers));
-        report.insert("cut_connections".to_owned(), json!(counts.cut_connections));
-        report.insert("saved_by_the_store".to_owned(), json!(counts.saved_by_the_store));
-        report.insert("false_logouts".to_owned(), json!(counts.false_logouts));
-        report.insert("stored_tokens_refused_in_the_end".to_owned(), json!(stranded));
-        report.insert("thief_refused".to_owned(), json!(thief_refused));
-        report.insert("sessions_ended_by_the_thief".to_owned(), json!({ "robbed": victim, "others": others }));
+        report["clients"] = self.clients.into();
+        report["tabs"] = self.tabs.into();
+        report["awakenings"] = counts.awakenings.into();
+        report["lost_answers"] = counts.lost_answers.into();
+        report["cut_connections"] = counts.cut_connections.into();
+        report["saved_by_the_store"] = counts.saved_by_the_store.into();
+        report["false_logouts"] = counts.false_logouts.into();
+        report["stored_tokens_refused_in_the_end"] = stranded.into();
+        report["thief_refused"] = thief_refused.into();
+        report["sessions_ended_by_the_thief"] = json!({ "robbed": victim, "others": others });
         stats::print("drill", report);
         let sound = stranded == 0 && thief_refused && victim && others == 0;
         let passed = sound && (counts.false_logouts == 0 || self.tolerant) && counts.answers.count() > 0;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use serde_json::{Map, json};
+use serde_json::json;
 use tokio::task::LocalSet;
 use uuid::Uuid;
 
@@ -93,12 +93,13 @@ impl Flood {
         let [mut before, mut during] = refreshes;
         let wrong: u64 = answers.others().iter().filter(|(what, _)| *what != SHED).map(|(_, count)| count).sum();
         let refused: u64 = [&before, &during].into_iter().flat_map(|samples| samples.others().values()).sum();
-        let mut report = Map::new();
-        report.insert("clients".to_owned(), json!(self.clients));
-        report.insert("hostile".to_owned(), json!(self.hostile));
-        report.insert("logins".to_owned(), answers.report(loud.length()).into());
-        report.insert("refreshes_before".to_owned(), before.report(quiet.length()).into());
-        report.insert("refreshes_during".to_owned(), during.report(loud.length()).into());
+        let report = json!({
+            "clients": self.clients,
+            "hostile": self.hostile,
+            "logins": answers.report(loud.length()),
+            "refreshes_before": before.report(quiet.length()),
+            "refreshes_during": during.report(loud.length()),
+        });
         stats::print("flood", report);
         Ok(if wrong + refused == 0 && answers.count() > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }

@@ -30,7 +30,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use serde_json::{Map, json};
+use serde_json::json;
 
 /// What any of it may fail with; a person reads it.
 type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -201,10 +201,7 @@ fn run(command: Command) -> Outcome<ExitCode> {
         Command::Flood(flood) => return runtime.block_on(flood.run()),
         Command::RawArgon2 { threads, seconds } => {
             let rate = hash::rate(threads, Duration::from_secs_f64(seconds))?;
-            let mut report = Map::new();
-            report.insert("threads".to_owned(), json!(threads));
-            report.insert("rps".to_owned(), json!(stats::round(rate)));
-            stats::print("raw-argon2", report);
+            stats::print("raw-argon2", json!({ "threads": threads, "rps": stats::round(rate) }));
         }
         Command::Bare { address } => bare::serve(address)?,
         Command::Start { address, runs, command } => start::measure(address, runs, &command)?,

@@ -6,7 +6,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use serde_json::{Map, json};
+use serde_json::json;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions as _, PgConnection};
 
@@ -110,18 +110,20 @@ impl Outage {
                  SELECT count(*) FROM refresh_tokens WHERE session_id = sessions.id AND NOT revoked)",
         )
         .await?;
-        let mut line = Map::new();
-        line.insert("clients".to_owned(), json!(self.clients));
-        line.insert("seconds".to_owned(), json!(self.seconds));
-        line.insert("pairs".to_owned(), json!(report.pairs));
-        line.insert("others".to_owned(), json!(report.others));
-        line.insert("slowest_s".to_owned(), json!(stats::round(report.slowest.as_secs_f64())));
-        line.insert("first_pair_s".to_owned(), json!(stats::round(report.first_pair.as_secs_f64())));
-        line.insert("all_back_s".to_owned(), json!(stats::round(report.all_back.as_secs_f64())));
-        line.insert("signed_out".to_owned(), json!(report.signed_out));
-        line.insert("not_back".to_owned(), json!(report.not_back));
-        line.insert("sessions_ended".to_owned(), json!(ended));
-        line.insert("sessions_without_one_token".to_owned(), json!(forked));
+        let seconds = |duration: Duration| stats::round(duration.as_secs_f64());
+        let line = json!({
+            "clients": self.clients,
+            "seconds": self.seconds,
+            "pairs": report.pairs,
+            "others": report.others,
+            "slowest_s": seconds(report.slowest),
+            "first_pair_s": seconds(report.first_pair),
+            "all_back_s": seconds(report.all_back),
+            "signed_out": report.signed_out,
+            "not_back": report.not_back,
+            "sessions_ended": ended,
+            "sessions_without_one_token": forked,
+        });
         stats::print("outage", line);
         let sound = report.signed_out == 0 && report.not_back == 0 && ended == 0 && forked == 0;
         let noticed = !report.others.is_empty();

@@ -38,7 +38,7 @@ async fn measure(
         })
         .await?;
     let mut report = samples.report(window.length());
-    report.insert("connections".to_owned(), json!(load.connections));
+    report["connections"] = load.connections.into();
     stats::print(kind, report);
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 use tokio::task::JoinSet;
 
 use crate::forwarder::Forwarder;
@@ -70,20 +70,21 @@ impl Revoke {
             }
             last.success(slowest);
         }
-        Ok(self.report(last, &json!(statuses), late_at_home))
+        Ok(self.report(last, &statuses, late_at_home))
     }
 
-    fn report(&self, mut last: Samples, statuses: &Value, late_at_home: u64) -> ExitCode {
-        let milliseconds = |micros: u32| json!(stats::round(f64::from(micros) / 1000.0));
+    fn report(&self, mut last: Samples, statuses: &BTreeMap<String, u64>, late_at_home: u64) -> ExitCode {
+        let milliseconds = |micros: u32| stats::round(f64::from(micros) / 1000.0);
         let slowest = last.quantile(1.0);
-        let mut line = Map::new();
-        line.insert("sessions".to_owned(), json!(last.count()));
-        line.insert("replicas".to_owned(), json!(self.replicas.len()));
-        line.insert("p50_ms".to_owned(), milliseconds(last.quantile(0.5)));
-        line.insert("p99_ms".to_owned(), milliseconds(last.quantile(0.99)));
-        line.insert("p100_ms".to_owned(), milliseconds(slowest));
-        line.insert("refused_by".to_owned(), statuses.clone());
-        line.insert("accepted_where_it_was_ended".to_owned(), json!(late_at_home));
+        let line = json!({
+            "sessions": last.count(),
+            "replicas": self.replicas.len(),
+            "p50_ms": milliseconds(last.quantile(0.5)),
+            "p99_ms": milliseconds(last.quantile(0.99)),
+            "p100_ms": milliseconds(slowest),
+            "refused_by": statuses,
+            "accepted_where_it_was_ended": late_at_home,
+        });
         stats::print("revoke", line);
         let holds = u64::from(slowest) <= self.bound_ms * 1000 && late_at_home == 0;
         if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -125,6 +126,6 @@ async fn ask(client: &mut Client, request: &[u8]) -> String {
 pub(crate) async fn line(dsn: &str) -> Outcome<ExitCode> {
     let server: sqlx::postgres::PgConnectOptions = dsn.parse()?;
     let line = Forwarder::to(server.get_host(), server.get_port()).await;
-    stats::print("line", Map::from_iter([("port".to_owned(), json!(line.port()))]));
+    stats::print("line", json!({ "port": line.port() }));
     std::future::pending().await
 }

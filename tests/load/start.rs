@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use serde_json::{Map, json};
+use serde_json::json;
 
 use crate::{Outcome, http, stats};
 
@@ -39,11 +39,8 @@ pub(crate) fn measure(address: SocketAddr, runs: usize, command: &[String]) -> O
         drop(process);
     }
     times.sort_by(f64::total_cmp);
-    let mut report = Map::new();
-    report.insert("runs".to_owned(), json!(runs));
-    report.insert("median_ms".to_owned(), json!(stats::round(times[times.len() / 2])));
-    report.insert("max_ms".to_owned(), json!(stats::round(times[times.len() - 1])));
-    stats::print("start", report);
+    let [median, max] = [times.len() / 2, times.len() - 1].map(|index| stats::round(times[index]));
+    stats::print("start", json!({ "runs": runs, "median_ms": median, "max_ms": max }));
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 /// The time in which requests count: after the warm-up, before the end.
 #[derive(Clone, Copy)]
@@ -75,19 +75,15 @@ impl Samples {
     }
 
     /// `count`, `others`, `rps`, and `p50_us`, `p99_us`, `max_us` of the successful answers.
-    pub(crate) fn report(&mut self, during: Duration) -> Map<String, Value> {
-        let report = json!({
+    pub(crate) fn report(&mut self, during: Duration) -> Value {
+        json!({
             "count": self.count(),
             "others": self.others,
             "rps": round(rate(self.count(), during)),
             "p50_us": self.quantile(0.5),
             "p99_us": self.quantile(0.99),
             "max_us": self.quantile(1.0),
-        });
-        match report {
-            Value::Object(map) => map,
-            _ => Map::new(),
-        }
+        })
     }
 }
 
@@ -100,9 +96,9 @@ pub(crate) fn round(number: f64) -> f64 {
     (number * 10.0).round() / 10.0
 }
 
-/// Prints one line of JSON.
+/// Prints an object as one line of JSON.
 #[expect(clippy::print_stdout, reason = "this is what the program is for")]
-pub(crate) fn print(kind: &str, mut report: Map<String, Value>) {
-    report.insert("kind".to_owned(), kind.into());
-    println!("{}", Value::Object(report));
+pub(crate) fn print(kind: &str, mut report: Value) {
+    report["kind"] = kind.into();
+    println!("{report}");
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -67,7 +67,7 @@ impl Through {
         .await?;
         let sound = report.signed_out + report.not_back == 0 && lost == 0 && report.pairs > 0 && signed_in.count() > 0;
         let noticed = !(report.others.is_empty() && signed_in.others().is_empty());
-        let seconds = |duration: Duration| json!(stats::round(duration.as_secs_f64()));
+        let seconds = |duration: Duration| stats::round(duration.as_secs_f64());
         let refreshes = json!({
             "pairs": report.pairs,
             "others": report.others,
@@ -77,10 +77,8 @@ impl Through {
             "not_back": report.not_back,
             "sessions_lost": lost,
         });
-        let mut line = Map::new();
-        line.insert("refreshes".to_owned(), refreshes);
-        line.insert("logins".to_owned(), Value::Object(signed_in.report(started.elapsed())));
-        stats::print("through", line);
+        let logins = signed_in.report(started.elapsed());
+        stats::print("through", json!({ "refreshes": refreshes, "logins": logins }));
         Ok(if sound && !(self.unnoticed && noticed) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }
