@@ -4,12 +4,10 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
-use tokio::task::LocalSet;
 use uuid::Uuid;
 
 use crate::http::Client;
-use crate::stats::{self, Samples, Window};
+use crate::stats::{Samples, Window};
 use crate::{Load, Outcome, Store, seed};
 
 /// Exchanges the tokens in turn, each for its session's next, until the window ends or an answer is lost.
@@ -58,20 +56,6 @@ pub(crate) async fn refresh(load: &Load, store: &Store, per_connection: usize) -
         }
     }
     drop(database);
-    let (window, local) = (load.window(), LocalSet::new());
-    let address = load.address;
-    let tasks: Vec<_> = tokens.into_iter().map(|tokens| local.spawn_local(exchange(address, tokens, window))).collect();
-    let mut samples = Samples::default();
-    local
-        .run_until(async {
-            for task in tasks {
-                samples.absorb(task.await?);
-            }
-            Outcome::Ok(())
-        })
-        .await?;
-    let mut report = samples.report(window.length());
-    report["connections"] = load.connections.into();
-    stats::print("refresh", report);
-    Ok(())
+    let window = load.window();
+    load.measure("refresh", window, tokens.into_iter().map(|tokens| exchange(load.address, tokens, window))).await
 }

@@ -31,6 +31,9 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use serde_json::json;
+use tokio::task::{JoinSet, LocalSet};
+
+use stats::{Samples, Window};
 
 /// What any of it may fail with; a person reads it.
 type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -63,8 +66,26 @@ struct Load {
 }
 
 impl Load {
-    fn window(&self) -> stats::Window {
-        stats::Window::after(Duration::from_secs_f64(self.warm_up), Duration::from_secs_f64(self.seconds))
+    fn window(&self) -> Window {
+        Window::after(Duration::from_secs_f64(self.warm_up), Duration::from_secs_f64(self.seconds))
+    }
+
+    /// Runs what each connection does side by side, and reports it together.
+    async fn measure<C: Future<Output = Samples> + 'static>(
+        &self,
+        kind: &str,
+        window: Window,
+        connections: impl Iterator<Item = C>,
+    ) -> Outcome<()> {
+        let (local, mut tasks, mut samples) = (LocalSet::new(), JoinSet::new(), Samples::default());
+        connections.for_each(|connection| _ = tasks.spawn_local_on(connection, &local));
+        while let Some(task) = local.run_until(tasks.join_next()).await {
+            samples.absorb(task?);
+        }
+        let mut report = samples.report(window.length());
+        report["connections"] = self.connections.into();
+        stats::print(kind, report);
+        Ok(())
     }
 }
 

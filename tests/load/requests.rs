@@ -3,11 +3,10 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tokio::task::LocalSet;
 use uuid::Uuid;
 
 use crate::http::{self, Client};
-use crate::stats::{self, Samples, Window};
+use crate::stats::{Samples, Window};
 use crate::{Load, Outcome, Store, seed};
 
 /// Different access tokens that are verified.
@@ -21,34 +20,15 @@ async fn measure(
     expected: u16,
     request: impl Fn(usize, u64) -> Vec<u8> + Clone + 'static,
 ) -> Outcome<()> {
-    let (window, local) = (load.window(), LocalSet::new());
-    let tasks: Vec<_> = (0..load.connections)
-        .map(|connection| {
-            let (client, request) = (Client::new(load.address), request.clone());
-            local.spawn_local(connect_and_repeat(client, window, expected, move |number| request(connection, number)))
-        })
-        .collect();
-    let mut samples = Samples::default();
-    local
-        .run_until(async {
-            for task in tasks {
-                samples.absorb(task.await?);
-            }
-            Outcome::Ok(())
-        })
-        .await?;
-    let mut report = samples.report(window.length());
-    report["connections"] = load.connections.into();
-    stats::print(kind, report);
-    Ok(())
+    let window = load.window();
+    let loops = (0..load.connections).map(|connection| {
+        let (client, request) = (Client::new(load.address), request.clone());
+        repeat(client, window, expected, move |number| request(connection, number))
+    });
+    load.measure(kind, window, loops).await
 }
 
-async fn connect_and_repeat(
-    mut client: Client,
-    window: Window,
-    expected: u16,
-    request: impl Fn(u64) -> Vec<u8>,
-) -> Samples {
+async fn repeat(mut client: Client, window: Window, expected: u16, request: impl Fn(u64) -> Vec<u8>) -> Samples {
     let mut samples = Samples::default();
     for number in 0.. {
         let request = request(number);
