@@ -2,7 +2,7 @@
 //! clients that refresh. Is anybody signed out, and does every session have one token in the end?
 
 use std::net::SocketAddr;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
@@ -12,6 +12,7 @@ use sqlx::{ConnectOptions as _, PgConnection};
 
 use crate::clients::{self, Report};
 use crate::forwarder::Forwarder;
+use crate::start::Process;
 use crate::{Outcome, Store, seed, stats};
 
 #[derive(Args)]
@@ -51,23 +52,13 @@ enum What {
     Service,
 }
 
-/// The service, which ends with the value.
-struct Service(Child);
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 impl Outage {
     pub(crate) async fn run(&self) -> Outcome<ExitCode> {
         let server: PgConnectOptions = self.store.dsn.parse()?;
         let line = Forwarder::to(server.get_host(), server.get_port()).await;
         let mut dsn = server.clone().host("127.0.0.1").port(line.port()).to_url_lossy();
         dsn.set_query(None);
-        let mut service = self.start_service(dsn.as_str()).await?;
+        let mut service = Some(self.start_service(dsn.as_str()).await?);
         let mut database = seed::database(&self.store.dsn).await?;
         let users = seed::users(&mut database, "outage", self.clients).await?;
         let tokens = seed::sessions(&mut database, &self.store.secret, &users).await?;
@@ -88,9 +79,9 @@ impl Outage {
                     shell(&self.start).await;
                 }
                 What::Service => {
-                    let _ = service.0.kill().and_then(|()| service.0.wait());
+                    drop(service.take());
                     tokio::time::sleep(length).await;
-                    service = self.start_service(dsn.as_str()).await.expect("the service starts again");
+                    service = Some(self.start_service(dsn.as_str()).await.expect("the service starts again"));
                 }
             }
         };
@@ -130,19 +121,12 @@ impl Outage {
         Ok(if sound && !(self.unnoticed && noticed) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
-    async fn start_service(&self, dsn: &str) -> Outcome<Service> {
-        let (program, arguments) = self.command.split_first().ok_or("there is no command")?;
-        let child = Command::new(program)
-            .args(arguments)
-            .env("POSTGRES_DSN", dsn)
-            .env("LISTEN_ADDR", self.address.to_string())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()?;
-        let (service, started) = (Service(child), Instant::now());
+    async fn start_service(&self, dsn: &str) -> Outcome<Process> {
+        let environment = [("POSTGRES_DSN", dsn), ("LISTEN_ADDR", &self.address.to_string())];
+        let (service, started) = (Process::start(&self.command, &environment)?, Instant::now());
         while tokio::net::TcpStream::connect(self.address).await.is_err() {
             if started.elapsed() > Duration::from_secs(20) {
-                return Err(format!("{program} does not listen on {}", self.address).into());
+                return Err(format!("nothing listens on {}", self.address).into());
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

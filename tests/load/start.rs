@@ -12,8 +12,17 @@ use crate::{Outcome, http, stats};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Ends with the value that stands for it.
-struct Process(Child);
+/// A process that ends with this value.
+pub(crate) struct Process(Child);
+
+impl Process {
+    pub(crate) fn start(command: &[String], environment: &[(&str, &str)]) -> Outcome<Self> {
+        let (program, arguments) = command.split_first().ok_or("there is no command")?;
+        let mut command = Command::new(program);
+        command.args(arguments).envs(environment.iter().copied()).stdin(Stdio::null()).stdout(Stdio::null());
+        Ok(Self(command.spawn()?))
+    }
+}
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -23,15 +32,13 @@ impl Drop for Process {
 }
 
 pub(crate) fn measure(address: SocketAddr, runs: usize, command: &[String]) -> Outcome<()> {
-    let (program, arguments) = command.split_first().ok_or("there is no command")?;
     let mut times = Vec::new();
     for _ in 0..runs {
         let started = Instant::now();
-        let process = Command::new(program).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
-        let process = Process(process);
+        let process = Process::start(command, &[])?;
         while !answers(address) {
             if started.elapsed() > PATIENCE {
-                return Err(format!("{program} does not answer on {address}").into());
+                return Err(format!("nothing answers on {address}").into());
             }
             sleep(Duration::from_micros(500));
         }
