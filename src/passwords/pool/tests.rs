@@ -100,21 +100,20 @@ async fn a_panic_fails_its_caller_and_the_worker_goes_on() {
     assert_eq!(pool.shared.metrics.hash_queue_depth.get(), 0);
 }
 
+/// Panics once more when the worker that caught it drops it, which nothing catches.
+struct PanicOnDrop;
+
+impl Drop for PanicOnDrop {
+    fn drop(&mut self) {
+        panic!("where no panic is caught");
+    }
+}
+
 #[tokio::test]
 async fn a_pool_that_has_lost_a_worker_is_not_complete() {
     let pool = pool(LONG);
-    let mut slot = pool.acquire(BRIEF).await.unwrap();
-    let (sender, ended) = mpsc::channel::<()>();
-    slot.enqueue(
-        BRIEF,
-        Box::new(|| {
-            Box::new(move || {
-                let _dropped_last = sender;
-                panic!("where no panic is caught")
-            })
-        }),
-    );
-    ended.recv().unwrap_err();
+    let slot = pool.acquire(BRIEF).await.unwrap();
+    slot.run(BRIEF, || -> () { std::panic::panic_any(PanicOnDrop) }).await.unwrap_err();
     while pool.is_complete() {
         tokio::task::yield_now().await;
     }
