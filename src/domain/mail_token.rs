@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use base64ct::{Base64UrlUnpadded, Encoding as _};
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
@@ -13,7 +14,7 @@ pub struct MailToken(SecretString);
 impl MailToken {
     /// 32 random bytes in base64url: 43 characters that need no escaping in a link.
     pub fn generate() -> Self {
-        Self(Base64UrlUnpadded::encode_string(&rand::random::<[u8; 32]>()).into())
+        Self(BASE64_URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>()).into())
     }
 
     /// A token that somebody presents: any text may be tried.
