@@ -35,7 +35,6 @@ use axum::response::Response;
 use axum::routing::{any, get};
 use tower::ServiceBuilder;
 use tower::util::{MapRequest, MapRequestLayer, MapResponse, MapResponseLayer};
-use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use tower_http::validate_request::ValidateRequestHeaderLayer;
 use utoipa::OpenApi;
@@ -80,6 +79,13 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
 pub fn build(app: App) -> HttpService {
     let mail = if app.config.mail.is_on() { mail::routes() } else { OpenApiRouter::new() };
     let (router, _) = routes().merge(mail).split_for_parts();
+    let observe = from_fn_with_state(app.clone(), observe::observe);
+    // A gateway hands on any request, whatever it is and wherever it comes from.
+    let verify = Router::new()
+        .route(verify::VERIFY, any(verify::verify))
+        .route(verify::VERIFY_ROOT, any(verify::verify_path))
+        .route(verify::VERIFY_PATH, any(verify::verify_path))
+        .layer(observe.clone());
     let router = router
         .route("/health", get(health::health))
         .merge(if app.config.api_docs { docs::routes() } else { Router::new() })
@@ -87,18 +93,11 @@ pub fn build(app: App) -> HttpService {
         .method_not_allowed_fallback(|| std::future::ready(ApiError::MethodNotAllowed))
         .layer(
             ServiceBuilder::new()
+                .layer(observe)
                 .option_layer(app.config.cors_allowed_origins.as_ref().map(cors))
                 .layer(ValidateRequestHeaderLayer::custom(OwnOriginOnly(app.clone()))),
         )
-        // A gateway hands on any request, whatever it is and wherever it comes from.
-        .route(verify::VERIFY, any(verify::verify))
-        .route(verify::VERIFY_ROOT, any(verify::verify_path))
-        .route(verify::VERIFY_PATH, any(verify::verify_path))
-        .layer(
-            ServiceBuilder::new()
-                .layer(from_fn_with_state(app.clone(), observe::observe))
-                .layer(CatchPanicLayer::custom(observe::panicked)),
-        )
+        .merge(verify)
         .with_state(app);
     let normalise: fn(Request) -> Request = normalise_path;
     let space_allow: fn(Response) -> Response = observe::space_allow;

@@ -5,6 +5,7 @@
 //! hold anything, as may queries and bodies.
 
 use std::any::Any;
+use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
 use axum::body::HttpBody as _;
@@ -15,6 +16,7 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use futures_util::FutureExt as _;
 use tokio::time::timeout;
 use tracing::{Instrument as _, Span, debug_span, info_span};
 use uuid::Uuid;
@@ -52,8 +54,10 @@ pub(super) async fn observe(State(app): State<App>, request: Request, next: Next
     let mut response = if request.extensions().get::<ProbesOnly>().is_some() && !record.probe {
         ApiError::from(Error::Busy(Duration::from_secs(1))).into_response()
     } else {
+        let answer = AssertUnwindSafe(next.run(request)).catch_unwind();
+        let answer = answer.map(|answer| answer.unwrap_or_else(|panic| panicked(&*panic)));
         // Statements and hashes belong to the innermost span.
-        let answer = next.run(request).instrument(record.traced.clone()).instrument(record.span.clone());
+        let answer = answer.instrument(record.traced.clone()).instrument(record.span.clone());
         let answer = timeout(record.app.config.request_timeout, answer).await;
         answer.unwrap_or_else(|_elapsed| ApiError::TimedOut.into_response())
     };
@@ -202,9 +206,8 @@ pub(super) fn space_allow(mut response: Response) -> Response {
 }
 
 /// A panic is a defect: it is logged, and its request answered like any other.
-#[expect(clippy::needless_pass_by_value, reason = "this is what the layer that catches it hands over")]
-pub(super) fn panicked(panic: Box<dyn Any + Send>) -> Response {
-    tracing::error!(panic = background::message(&*panic), "a handler panicked");
+fn panicked(panic: &(dyn Any + Send)) -> Response {
+    tracing::error!(panic = background::message(panic), "a handler panicked");
     ApiError::Internal.into_response()
 }
 
@@ -216,7 +219,6 @@ mod tests {
     use axum::routing::get;
     use clap::Parser;
     use tower::ServiceExt;
-    use tower_http::catch_panic::CatchPanicLayer;
 
     use super::*;
     use crate::clock::Clock;
@@ -234,10 +236,7 @@ mod tests {
         let config = Flags::try_parse_from(flags).unwrap().settings.resolve().unwrap();
         let app = App::new(config, Clock::system()).unwrap();
         let handler = async || -> &'static str { panic!("as the test wants it") };
-        let router: Router = Router::new()
-            .route("/", get(handler))
-            .layer(CatchPanicLayer::custom(panicked))
-            .layer(from_fn_with_state(app.clone(), observe));
+        let router: Router = Router::new().route("/", get(handler)).layer(from_fn_with_state(app.clone(), observe));
         let response = router.oneshot(Request::new(Body::empty())).await.unwrap();
         assert_eq!(response.status(), 500);
         assert!(response.headers().contains_key(X_REQUEST_ID));
