@@ -9,6 +9,12 @@ die() {
   exit 1
 }
 
+# usage: print the comment at the top of the script, and end it.
+usage() {
+  sed -n '2,/^[^#]/{/^# shellcheck /d;s/^# \{0,1\}//p}' "scripts/${0##*/}" >&2
+  exit 2
+}
+
 target=${CARGO_TARGET_DIR:-target}
 mkdir -p "$target"
 target=$(cd "$target" && pwd -P)
