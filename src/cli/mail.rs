@@ -66,11 +66,11 @@ pub(super) async fn run(command: MailCommand) -> Result<(), CliError> {
         MailCommand::Retry { id, database } => {
             let retried = mail::retry(&begin(&database)?, Actor::CommandLine, id, Clock::system().now()).await;
             let retried = retried.map_err(said)?;
-            print(&format!("{retried} mails to be sent at once"))
+            print(&format!("mails to be sent at once: {retried}"))
         }
         MailCommand::Drop { id, database } => {
             let deleted = mail::delete_unsent(&begin(&database)?, Actor::CommandLine, id).await.map_err(said)?;
-            print(&format!("{deleted} mails deleted"))
+            print(&format!("mails deleted: {deleted}"))
         }
     }
 }

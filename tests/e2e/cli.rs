@@ -274,13 +274,13 @@ async fn mails_are_asked_for_listed_sent_again_and_dropped() {
     let listed = scene.run(&["mail", "list"], "");
     let line = "reset_password\t2026-01-02 03:04:05\tgiven up\t1\tcust@example.com\t550 \\u{1b}[31m\n";
     assert!(listed.code == 0 && listed.output.ends_with(line), "{}", listed.output);
-    scene.run(&["mail", "retry"], "").assert(0, "1 mails to be sent at once\n");
+    scene.run(&["mail", "retry"], "").assert(0, "mails to be sent at once: 1\n");
     let listed = scene.run(&["mail", "list"], "").output;
     assert!(listed.contains("\tdue 2"), "{listed}");
-    scene.run(&["mail", "drop"], "").assert(0, "0 mails deleted\n");
+    scene.run(&["mail", "drop"], "").assert(0, "mails deleted: 0\n");
     let id = listed.lines().nth(1).and_then(|line| line.split('\t').next()).expect("a mail is listed");
     let dropped = scene.run(&["mail", "drop", "--id", id], "");
-    dropped.assert(0, "1 mails deleted\n");
+    dropped.assert(0, "mails deleted: 1\n");
     dropped
         .assert_audit(&[json!({"audit": true, "event": "mail_drop", "outcome": "success", "actor": "command_line"})]);
     for command in ["retry", "drop"] {
