@@ -77,8 +77,7 @@ fn token68(credentials: &str) -> Option<String> {
     let (scheme, token) = credentials.split_once(' ')?;
     // RFC 9110 §11.4 has any number of blanks here.
     let token = token.trim_start_matches(' ');
-    let plain =
-        |byte| matches!(byte, b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'.' | b'_' | b'~' | b'+' | b'/' | b'=');
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty() && token.bytes().all(plain)).then(|| token.to_owned())
 }
 
